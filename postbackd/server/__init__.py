@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What bjoern lacks: sockets bound by us, a drain, and limits on connections. The only importer of bjoern."""
