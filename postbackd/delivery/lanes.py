@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Lanes: one queue per host, so that a host at its limit never holds up another. Pure.
+
+In come claimed postbacks with their host and the time; out go the next ones to start, hosts taking turns,
+and the ones to park because their host cannot take them soon. A lane knows how many of its transfers are
+in flight, how fast they complete, and when its next parked postback is due (its virtual clock, so that
+parked ones come back spread out at the host's own pace and never many at one instant).
+
+It does not render, send, or talk to Redis; the worker does, with what it gets from here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+Delivery = TypeVar("Delivery")
+
+RATE_WINDOW_MS = 100  # completions are counted this long before they count as a rate
+WAIT_BOUND_MS = 250  # a lane may hold as many waiting postbacks as its host completes in this time
+PARK_MIN_MS = 1000  # QUEUE.md "settle, park": below this the same items go round and round
+PARK_MAX_MS = 600_000  # a host that recovers is tried again within ten minutes, whatever stood before
+FIRST_RATE_PER_S = 3.2  # a rate nobody has measured yet: 32 connections that all time out after 10 s
+IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
+SWEEP_EVERY_MS = 10_000
+
+
+class Lane(Generic[Delivery]):
+    """One host's waiting postbacks, its transfers in flight and its measured pace."""
+
+    __slots__ = (
+        "completed",
+        "host_key",
+        "in_flight",
+        "limit",
+        "next_park_ms",
+        "queued",
+        "rate_per_s",
+        "used_ms",
+        "waiting",
+        "window_ms",
+    )
+
+    def __init__(self, host_key: str, limit: int, now_ms: int) -> None:
+        self.host_key = host_key
+        self.limit = limit
+        self.waiting: deque[Delivery] = deque()
+        self.in_flight = 0
+        self.queued = False  # stands in the turn order
+        self.rate_per_s: float | None = None  # None until one window has passed
+        self.completed = 0
+        self.window_ms = now_ms
+        self.used_ms = now_ms
+        self.next_park_ms = 0
+
+    def measure(self, now_ms: int) -> None:
+        """Fold the finished window into the rate; half old, half new follows a host within a few windows."""
+        passed_ms = now_ms - self.window_ms
+        if passed_ms < RATE_WINDOW_MS:
+            return
+        if self.in_flight or self.completed:  # an idle host has no pace to learn from
+            rate_per_s = self.completed * 1000 / passed_ms
+            self.rate_per_s = rate_per_s if self.rate_per_s is None else (self.rate_per_s + rate_per_s) / 2
+        self.completed = 0
+        self.window_ms = now_ms
+
+    def share(self) -> int | None:
+        """How many may wait here; None while nothing is known, so that a first burst is not parked in vain."""
+        if self.rate_per_s is None:
+            return None
+        return max(self.limit, int(self.rate_per_s * WAIT_BOUND_MS / 1000))
+
+    def park_delay_ms(self, now_ms: int) -> int:
+        """The next free place of the virtual clock, as a delay."""
+        rate_per_s = max(self.rate_per_s or 0.0, FIRST_RATE_PER_S)
+        due_ms = max(now_ms + PARK_MIN_MS, self.next_park_ms) + int(1000 / rate_per_s)
+        if due_ms > now_ms + PARK_MAX_MS:
+            due_ms = now_ms + PARK_MIN_MS  # the clock has run full: begin again, or all would fall on its end
+        self.next_park_ms = due_ms
+        return due_ms - now_ms
+
+
+class Lanes(Generic[Delivery]):
+    """All lanes of one worker, and the order in which hosts take turns."""
+
+    def __init__(self, limit_of: Callable[[str], int]) -> None:
+        """`limit_of` gives a host's limit of transfers in flight, by its key."""
+        self._limit_of = limit_of
+        self._lanes: dict[str, Lane[Delivery]] = {}
+        self._turns: deque[Lane[Delivery]] = deque()
+        self._swept_ms = 0
+        self.waiting = 0
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def add(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
+        """Put one claimed postback at the end of its host's lane."""
+        lane = self._lanes.get(host_key)
+        if lane is None:
+            lane = self._lanes[host_key] = Lane(host_key, self._limit_of(host_key), now_ms)
+        lane.waiting.append(delivery)
+        lane.used_ms = now_ms
+        self.waiting += 1
+        if not lane.queued and lane.in_flight < lane.limit:
+            lane.queued = True
+            self._turns.append(lane)
+
+    def take(self) -> tuple[str, Delivery] | None:
+        """The next postback to start, counted as in flight from now; None when every host is at its limit."""
+        if not self._turns:
+            return None
+        lane = self._turns.popleft()
+        delivery = lane.waiting.popleft()
+        self.waiting -= 1
+        lane.in_flight += 1
+        if lane.waiting and lane.in_flight < lane.limit:
+            self._turns.append(lane)
+        else:
+            lane.queued = False
+        return lane.host_key, delivery
+
+    def done(self, host_key: str, now_ms: int) -> None:
+        """One transfer of this host has ended, however."""
+        lane = self._lanes[host_key]
+        lane.in_flight -= 1
+        lane.completed += 1
+        lane.used_ms = now_ms
+        if lane.waiting and not lane.queued:
+            lane.queued = True
+            self._turns.append(lane)
+
+    def overflow(self, now_ms: int) -> Iterator[tuple[Delivery, int]]:
+        """Take out the postbacks that wait beyond their lane's share: each with its delay in ms, to be parked."""
+        if now_ms - self._swept_ms >= SWEEP_EVERY_MS:
+            self._sweep(now_ms)
+        for lane in self._lanes.values():
+            lane.measure(now_ms)
+            share = lane.share()
+            if share is None:
+                continue
+            while len(lane.waiting) > share:
+                self.waiting -= 1
+                yield lane.waiting.pop(), lane.park_delay_ms(now_ms)
+
+    def drop_waiting(self) -> Iterator[Delivery]:
+        """Empty every lane of what was not started, at a drain."""
+        for lane in self._lanes.values():
+            lane.queued = False
+            while lane.waiting:
+                self.waiting -= 1
+                yield lane.waiting.popleft()
+        self._turns.clear()
+
+    def _sweep(self, now_ms: int) -> None:
+        self._swept_ms = now_ms
+        idle = [
+            key
+            for key, lane in self._lanes.items()
+            if not lane.waiting and not lane.in_flight and now_ms - lane.used_ms > IDLE_LANE_MS
+        ]
+        for key in idle:
+            del self._lanes[key]
