@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: MIT
+"""Pools of pre-forked worker processes: fork, watch, replace, stop.
+
+A pool owns the slots of one role. A slot keeps its index over restarts; what runs in it is an incarnation with
+a name of its own, `<node>.<slot>.<16 random hex>`, fresh at every fork, so that a stopped predecessor can never
+settle its successor's lease. In come the turns of the supervisor's loop with the time, and the deaths it
+reaped; out go forked children, running the role's main with a `SlotContext`.
+
+A pool does not wait for its children (the supervisor reaps them all in one place), knows no setting and opens
+no connection. Signals, back-off and heartbeats are explained where they are handled, below.
+"""
+
+import ctypes
+import faulthandler
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from postbackd import oplog
+from postbackd.errors import ExitCode, LeaseLostError, PostbackdError
+from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
+
+STUCK_MS = 60_000  # a loop that has not beaten this long is stuck: killed and replaced
+PAUSE_MS = 5_000  # the supervisor's own turns come each second: a longer gap means that it was stopped itself
+QUICK_DEATH_MS = 10_000  # who lives shorter did not get to work
+FIRST_DELAY_MS = 1_000
+LONGEST_DELAY_MS = 30_000
+RESTARTS_PER_MINUTE = 10  # of one slot, whatever the reasons
+MINUTE_MS = 60_000
+NODE_LENGTH = 40  # keeps a worker's name within the scoreboard's ring
+COMM_LENGTH = 15  # of a process name in Linux
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def node_name(hostname: str | None = None) -> str:
+    """The short host name as far as it goes into keys and the log: letters, digits and dashes."""
+    short = (socket.gethostname() if hostname is None else hostname).split(".")[0]
+    return re.sub(r"[^A-Za-z0-9-]+", "-", short).strip("-")[:NODE_LENGTH] or "node"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A worker's place: `index` counts within its role, `number` is its row of the scoreboard."""
+
+    role: str
+    index: int
+    number: int
+
+
+class SlotContext:
+    """What a worker's main is given. Its `return` is the process' exit code; see `handle_signals` first."""
+
+    def __init__(self, slot: Slot, worker: str, scoreboard: Scoreboard) -> None:
+        self.slot = slot
+        self.worker = worker
+        self.scoreboard = scoreboard
+        self.cells = scoreboard.row(slot.number)
+
+    @property
+    def role(self) -> str:
+        return self.slot.role
+
+    @property
+    def index(self) -> int:
+        return self.slot.index
+
+    @property
+    def place(self) -> str:
+        """`<node>.<slot>`, as in the delivery log."""
+        return self.worker.rpartition(".")[0]
+
+    def beat(self) -> None:
+        """Say that the main loop moves; the first beat says that this worker is ready.
+
+        From the loop itself, at least every 10 s, never from another thread: a stuck loop must look stuck.
+        """
+        self.cells[Cell.HEARTBEAT_MS] = monotonic_ms()
+
+    def handle_signals(self, handlers: Mapping[signal.Signals, Callable[[], None]]) -> None:
+        """Install the handlers, then let signals in: a child starts with all of them blocked.
+
+        Handlers only set a flag. What came before (a SIGTERM right after the fork) is delivered now.
+        """
+        for signum, handler in handlers.items():
+            signal.signal(signum, _without_arguments(handler))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _without_arguments(handler: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
+    return lambda _signum, _frame: handler()
+
+
+WorkerMain = Callable[[SlotContext], int]
+
+
+class Backoff:
+    """How long a slot stays empty after a death. Pure: the times are passed in."""
+
+    def __init__(self) -> None:
+        self.quick_deaths = 0
+        self._deaths_ms: deque[int] = deque(maxlen=RESTARTS_PER_MINUTE)
+
+    def delay_ms(self, lived_ms: int, now_ms: int, *, excused: bool = False) -> int:
+        """0 for the first quick death and for who got to work, then 1, 2, 4 … 30 s; never above 10 a minute.
+
+        An excused death (a lost lease) is no sign of a fault, so only the limit per minute holds it back.
+        """
+        if lived_ms >= QUICK_DEATH_MS or excused:
+            self.quick_deaths = 0
+        else:
+            self.quick_deaths += 1
+        delay_ms = 0
+        if self.quick_deaths > 1:
+            delay_ms = min(FIRST_DELAY_MS << min(self.quick_deaths - 2, 10), LONGEST_DELAY_MS)
+        if len(self._deaths_ms) == RESTARTS_PER_MINUTE:
+            delay_ms = max(delay_ms, self._deaths_ms[0] + MINUTE_MS - now_ms)
+        self._deaths_ms.append(now_ms)
+        return delay_ms
+
+
+class Death(NamedTuple):
+    """A child that has ended, as the supervisor learns of it."""
+
+    slot: Slot
+    pid: int
+    worker: str
+    exit_code: int  # negative: the signal that killed it, as in subprocess
+
+
+class _Place:
+    """One slot with what runs in it now."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.pid: int | None = None
+        self.worker = ""
+        self.started_ms = 0
+        self.due_ms: int | None = None  # empty: when to fork again; None: not again, or not empty
+        self.backoff = Backoff()
+
+
+class WorkerPool:
+    """The slots of one role."""
+
+    def __init__(
+        self,
+        role: str,
+        count: int,
+        main: WorkerMain,
+        scoreboard: Scoreboard,
+        *,
+        first_number: int = 0,
+        node: str | None = None,
+        owns_leases: bool = False,
+        in_child: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`owns_leases`: the dead are noted in the scoreboard, for the living to reclaim. `in_child` runs first in
+        every child: the supervisor closes there what is its own alone."""
+        self.role = role
+        self.stopping = False
+        self._main = main
+        self._scoreboard = scoreboard
+        self._node = node or node_name()
+        self._owns_leases = owns_leases
+        self._in_child = in_child
+        self._places = [_Place(Slot(role, index, first_number + index)) for index in range(count)]
+        self._watched_ms = 0
+        self._excused_until_ms = 0
+
+    # What the supervisor calls, in the order of a life
+
+    def start(self, now_ms: int) -> None:
+        """Fork every slot's first worker."""
+        for place in self._places:
+            self._fork(place, now_ms)
+
+    def is_ready(self) -> bool:
+        """Whether every slot is filled by a worker that has beaten."""
+        rows = (self._scoreboard.row(place.slot.number) for place in self._places if place.pid)
+        return sum(row[Cell.HEARTBEAT_MS] > 0 for row in rows) == len(self._places)
+
+    def turn(self, now_ms: int) -> None:
+        """Fill the slots that are due and kill the workers that are stuck. Once a second or more often."""
+        if now_ms - self._watched_ms > PAUSE_MS:
+            # After SIGSTOP and SIGCONT, or a paused virtual machine, every heartbeat is old and nobody is
+            # stuck: the workers get their time anew.
+            self._excused_until_ms = now_ms + STUCK_MS
+        self._watched_ms = now_ms
+        for place in self._places:
+            if place.pid is None:
+                if place.due_ms is not None and now_ms >= place.due_ms:
+                    self._scoreboard.row(place.slot.number)[Cell.RESTARTS] += 1
+                    self._fork(place, now_ms)
+            elif not self.stopping:
+                self._kill_if_stuck(place, now_ms)
+
+    def next_due_ms(self) -> int | None:
+        """When `turn` has a slot to fill, if any."""
+        return min((place.due_ms for place in self._places if place.due_ms is not None), default=None)
+
+    def died(self, pid: int, status: int, now_ms: int) -> Death | None:
+        """Take note of a reaped child; None when it is not of this pool. Its slot is filled again in a turn.
+
+        Who owned a lease stands in the scoreboard before this returns, so before its successor is forked.
+        """
+        place = next((place for place in self._places if place.pid == pid), None)
+        if place is None:
+            return None
+        death = Death(place.slot, pid, place.worker, os.waitstatus_to_exitcode(status))
+        if self._owns_leases:
+            self._scoreboard.note_death(place.worker)
+        place.pid = None
+        lived_ms = now_ms - place.started_ms
+        if not self.stopping:
+            excused = death.exit_code == ExitCode.LEASE_LOST
+            place.due_ms = now_ms + place.backoff.delay_ms(lived_ms, now_ms, excused=excused)
+        _log_death(death, lived_ms, None if place.due_ms is None else place.due_ms - now_ms)
+        return death
+
+    def stop(self) -> None:
+        """Ask every worker to drain; nobody is replaced any more."""
+        self.stopping = True
+        for place in self._places:
+            place.due_ms = None
+        self.signal(signal.SIGTERM)
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send a signal to every worker of the pool."""
+        for pid in self.pids():
+            os.kill(pid, signum)  # not reaped yet, so the pid is ours even if it has ended
+
+    def pids(self) -> list[int]:
+        return [place.pid for place in self._places if place.pid is not None]
+
+    def running(self) -> list[tuple[int, Slot]]:
+        """Pid and slot of every worker."""
+        return [(place.pid, place.slot) for place in self._places if place.pid is not None]
+
+    # Watching
+
+    def _kill_if_stuck(self, place: _Place, now_ms: int) -> None:
+        beaten_ms = self._scoreboard.row(place.slot.number)[Cell.HEARTBEAT_MS]
+        silent_ms = now_ms - max(beaten_ms, place.started_ms)
+        if silent_ms <= STUCK_MS or now_ms < self._excused_until_ms or place.pid is None:
+            return
+        slot = place.slot
+        oplog.error("worker_stuck", role=slot.role, slot=slot.index, worker_pid=place.pid, silent_s=silent_ms // 1000)
+        os.kill(place.pid, signal.SIGKILL)  # a stuck loop does not look at its flags; SIGTERM would change nothing
+        place.started_ms = now_ms  # dies at once; were it not to, it is killed again in a minute, not every second
+
+    # Forking
+
+    def _fork(self, place: _Place, now_ms: int) -> None:
+        slot = place.slot
+        place.worker = f"{self._node}.{slot.index}.{secrets.token_hex(8)}"
+        place.started_ms = now_ms
+        self._scoreboard.clear_gauges(slot.number)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # or the child would write what is buffered here a second time
+        parent_pid = os.getpid()
+        # A signal between fork and the child's own handlers would run the supervisor's there, or be lost.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_the_child(place, parent_pid)
+        except OSError as error:  # EAGAIN, ENOMEM: the machine is full just now
+            place.due_ms = now_ms + FIRST_DELAY_MS
+            oplog.error("fork_failed", role=slot.role, slot=slot.index, error=error.strerror)
+            return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        place.pid = pid
+        place.due_ms = None
+        oplog.info("worker_started", role=slot.role, slot=slot.index, worker_pid=pid)
+
+    def _be_the_child(self, place: _Place, parent_pid: int) -> NoReturn:
+        """The child's whole life. It leaves by os._exit: what the supervisor would do at its exit is not ours,
+        and closing libcurl's multi can block for seconds (DESIGN 7)."""
+        code: int = ExitCode.FAILED
+        try:
+            _die_with(parent_pid)
+            _name_process(f"pb-{place.slot.role}-{place.slot.index}")
+            self._in_child()
+            _shed_supervisor()
+            code = self._main(SlotContext(place.slot, place.worker, self._scoreboard))
+        except PostbackdError as error:
+            print(f"postbackd: {error}", file=sys.stderr)
+            code = ExitCode.LEASE_LOST if isinstance(error, LeaseLostError) else error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+
+def _die_with(parent_pid: int) -> None:
+    """SIGKILL when the supervisor dies, however it dies: a worker alone would serve an old configuration for ever.
+
+    The kernel ties this to the parent's thread that forked, hence only the main thread forks.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(ExitCode.FAILED)
+
+
+def _name_process(name: str) -> None:
+    """What ps -o comm and top show."""
+    _libc.prctl(_PR_SET_NAME, name[:COMM_LENGTH].encode(), 0, 0, 0)
+
+
+def _shed_supervisor() -> None:
+    """Drop what a child inherits and must not have."""
+    # A group of its own: ^C in a terminal goes to the whole foreground group, and a bjoern that gets SIGINT
+    # without the drain's other half never ends. The supervisor alone hears it and tells us.
+    os.setpgid(0, 0)
+    for signum in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_DFL)
+    # SIGTTOU: the group is now a background one, and `stty tostop` would stop it at its first log line.
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(signum, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    # The random module reseeds itself in a forked child; anything else random here comes from the kernel.
+    faulthandler.enable()  # bjoern and pycurl are C: a crash should leave more than "killed by SIGSEGV"
+
+
+def _log_death(death: Death, lived_ms: int, restart_in_ms: int | None) -> None:
+    fields: dict[str, object] = {"role": death.slot.role, "slot": death.slot.index, "worker_pid": death.pid}
+    if restart_in_ms is None and death.exit_code == ExitCode.OK:
+        oplog.info("worker_stopped", **fields)
+        return
+    restart = "no" if restart_in_ms is None else f"{restart_in_ms / 1000:g}s"
+    oplog.warning(
+        "worker_died",
+        **fields,
+        how=describe_exit(death.exit_code),
+        lived_s=round(lived_ms / 1000, 1),
+        restart_in=restart,
+    )
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words, negative ones being signals."""
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:  # a real-time signal
+            return f"killed by signal {-code}"
+    try:
+        return f"exit {code} ({ExitCode(code).name.lower()})"
+    except ValueError:
+        return f"exit {code}"
