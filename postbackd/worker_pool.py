@@ -165,9 +165,11 @@ class WorkerPool:
         node: str | None = None,
         owns_leases: bool = False,
         in_child: Callable[[], None] = lambda: None,
+        report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ) -> None:
-        """`owns_leases`: the dead are noted in the scoreboard, for the living to reclaim. `in_child` runs first in
-        every child: the supervisor closes there what is its own alone."""
+        """`owns_leases`: the dead are noted in the scoreboard, for the living to reclaim. Two functions run in the
+        children: `in_child` first (the supervisor closes there what is its own alone), `report` with the line of
+        an error that ends the child."""
         self.role = role
         self.stopping = False
         self._main = main
@@ -175,6 +177,7 @@ class WorkerPool:
         self._node = node or node_name()
         self._owns_leases = owns_leases
         self._in_child = in_child
+        self._report = report
         self._places = [_Place(Slot(role, index, first_number + index)) for index in range(count)]
         self._watched_ms = 0
         self._excused_until_ms = 0
@@ -297,7 +300,7 @@ class WorkerPool:
             _shed_supervisor()
             code = self._main(SlotContext(place.slot, place.worker, self._scoreboard))
         except PostbackdError as error:
-            print(f"postbackd: {error}", file=sys.stderr)
+            self._report(f"postbackd: {error}")
             code = ExitCode.LEASE_LOST if isinstance(error, LeaseLostError) else error.exit_code
         except BaseException:
             traceback.print_exc()

@@ -56,6 +56,11 @@ def beat():
     state["beats"] += 1
 
 if "early" in sys.argv:
+    run_server = listener.bjoern.server_run
+    def run_server_late(*arguments):
+        time.sleep(0.5)
+        run_server(*arguments)
+    listener.bjoern.server_run = run_server_late
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.raise_signal(signal.SIGTERM)
 listener.BEAT_EVERY_S = 0.02
@@ -239,7 +244,7 @@ def test_request_that_hangs_in_the_app_is_cut_at_the_deadline(start: Start) -> N
 
 
 def test_sigterm_before_the_loop_runs_drains_too(start: Start) -> None:
-    assert start(1, 30, 0, "early").wait()[0][:2] == (0, "served\n")
+    assert start(1, 5, 0, "early").wait()[0][:2] == (0, "served\n")
 
 
 def test_second_sigterm_changes_nothing(start: Start) -> None:

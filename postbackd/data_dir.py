@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The data directory: one running daemon on one machine, and who its processes are.
+
+It is created with mode 0700 when missing. Files that stand in it for this module:
+
+    postbackd.pid    flock'ed while the daemon runs, holds the supervisor's pid
+    machine          whose directory this is; a copy on another machine would hand out the same worker numbers,
+                     so the same ids, and is refused
+    processes.json   [{"role": "supervisor|ingest|deliver|queue", "pid": 1, "slot": 0 or null}, …], replaced as
+                     a whole whenever a process comes or goes, gone when the daemon has stopped
+
+What else is in it (worker numbers, the embedded queue's files) belongs to queue/.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import TypedDict
+
+from postbackd.errors import BootError
+
+LOCK_WAIT_S = 2.0  # children of a supervisor that was killed a moment ago need some milliseconds to die
+LOCK_RETRY_S = 0.02
+MACHINE_ID = Path("/etc/machine-id")
+
+
+class ProcessRow(TypedDict):
+    """One running process of a daemon."""
+
+    role: str
+    pid: int
+    slot: int | None
+
+
+class DataDir:
+    """The opened, locked directory. The lock is held until `close`, and by forked children until they end."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock_fd = -1
+        self._written: list[ProcessRow] = []
+
+    def open(self) -> None:
+        """Create, lock and check it; a BootError says in one line what is in the way."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock()
+            self._check_machine()
+        except OSError as error:
+            self.close()
+            raise BootError(
+                f"cannot use data_dir {self.path}: {error.strerror}; set data_dir to a directory that this user may write"
+            ) from error
+        except BootError:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        pid_file = self.path / "postbackd.pid"
+        self._lock_fd = os.open(pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
+                    raise BootError(
+                        f"data_dir {self.path} is in use by another postbackd (pid {holder}): "
+                        "stop it or set data_dir to another directory"
+                    ) from None
+                time.sleep(LOCK_RETRY_S)
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _check_machine(self) -> None:
+        here = machine_fingerprint()
+        if here is None:
+            return
+        mark = self.path / "machine"
+        try:
+            before = mark.read_text().strip()
+        except FileNotFoundError:
+            before = ""
+        if not before:
+            write_whole(mark, here + "\n")
+        elif before != here:
+            raise BootError(
+                f"data_dir {self.path} was made on another machine, and two copies would give out the same ids: "
+                f"use an empty one, or remove {mark} if the original is gone for good"
+            )
+
+    def write_processes(self, rows: list[ProcessRow]) -> None:
+        """Keep processes.json; does nothing while nothing has changed."""
+        if rows != self._written:
+            write_whole(self.path / "processes.json", json.dumps(rows) + "\n")
+            self._written = list(rows)
+
+    def close(self) -> None:
+        """Unlock. The pid file stays, empty: removing a locked file would let two daemons lock two files."""
+        if self._lock_fd < 0:
+            return
+        if self._written:
+            (self.path / "processes.json").unlink(missing_ok=True)
+            os.ftruncate(self._lock_fd, 0)
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+
+def read_processes(data_dir: str | os.PathLike[str]) -> list[ProcessRow]:
+    """The processes of the daemon that runs on this directory; empty when there is none."""
+    try:
+        rows: list[ProcessRow] = json.loads((Path(data_dir) / "processes.json").read_text())
+    except FileNotFoundError:
+        return []
+    return rows
+
+
+def machine_fingerprint(source: Path = MACHINE_ID) -> str | None:
+    """A digest of the machine's id, which itself is not to be spread (machine-id(5)); None where there is none.
+
+    Containers mostly have none: then nothing is checked, since a volume that moves with its container is no copy.
+    """
+    try:
+        machine_id = source.read_text().strip()
+    except OSError:
+        return None
+    return hashlib.blake2b(machine_id.encode(), digest_size=16, person=b"postbackd").hexdigest() if machine_id else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file so that its readers see the old content or the new, never a part."""
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(text)
+    draft.replace(path)

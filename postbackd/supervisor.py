@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: MIT
+"""The supervisor: the run loop. Starts everything in order, replaces what dies, stops everything in order.
+
+Start: data directory, embedded queue server (where no queue.url is set), ingest socket, then all workers at
+once. Stop: ingest workers (they answer what was read), the socket, delivery workers (they finish what is in
+flight and give back their leases), the queue server last. It puts the parts together and hands each child what
+it needs; it opens no connection, and never talks to Redis.
+
+Signal handlers do nothing: Python's wake-up descriptor puts the number into a socket pair, and the loop acts.
+SIGTERM, SIGINT: drain; once more: SIGKILL what is left. SIGUSR1: passed on to delivery workers. SIGHUP: said to be
+unsupported.
+"""
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from postbackd import oplog, systemd
+from postbackd.data_dir import DataDir, ProcessRow
+from postbackd.errors import BootError, ExitCode
+from postbackd.limits import raise_descriptor_limit, worker_count
+from postbackd.queue.embedded import EmbeddedServer
+from postbackd.scoreboard import Scoreboard, monotonic_ms
+from postbackd.server.listener import open_listener
+from postbackd.settings import Settings
+from postbackd.worker_pool import Backoff, SlotContext, WorkerPool, describe_exit, node_name
+
+LONGEST_WAIT_MS = 1_000  # a turn a second: heartbeats, back-off, deadlines
+KILL_MARGIN_MS = 5_000  # workers keep the drain's limit themselves, then settle and leave; this is the net
+FAILED_BOOT_MS = 5_000  # for the others to end when one worker could not start at all
+QUEUE_STOP_S = 30.0
+SLOW_START_MS = 15_000
+
+IngestMain = Callable[[SlotContext, Settings, socket.socket, str], int]
+DeliverMain = Callable[[SlotContext, Settings, str], int]
+
+
+class Mains(NamedTuple):
+    """What the children run."""
+
+    ingest: IngestMain
+    deliver: DeliverMain
+
+
+def run(settings: Settings, roles: frozenset[str]) -> int:
+    """Run the daemon in the foreground until it is told to stop; its exit code. Raises BootError."""
+    # Before any fork, so that the workers share the pages of all these modules.
+    from postbackd.children import deliver_main, ingest_main
+
+    return Supervisor(settings, roles, Mains(ingest_main, deliver_main)).run()
+
+
+class Supervisor:
+    """One daemon."""
+
+    def __init__(self, settings: Settings, roles: frozenset[str], mains: Mains) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._mains = mains
+        self._data_dir = DataDir(settings.data_dir)
+        self._queue_server: EmbeddedServer | None = None
+        self._queue_backoff = Backoff()
+        self._queue_started_ms = 0
+        self._queue_due_ms: int | None = None
+        self._listener: socket.socket | None = None
+        self._pools: list[WorkerPool] = []  # in the order in which they are stopped
+        self._signals_out, self._signals_in = socket.socketpair()
+        self._lines_out, self._lines_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lines_seen: set[bytes] = set()
+        self._started_ms = 0
+        self._was_ready = False
+        self._was_slow = False
+        self._draining: WorkerPool | None = None
+        self._drain_limit_ms: int | None = None  # None: each stage as long as the settings allow
+        self._stage_ends_ms = 0
+        self._is_stopping = False
+        self._is_over = False
+        self._watchdog_ms = systemd.watchdog_period_ms()
+        self._watchdog_due_ms = 0
+        self._exit_code = ExitCode.OK
+
+    def run(self) -> int:
+        # Until the loop runs there is no request and no worker: a signal just ends the start.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self._boot()
+            while not self._is_over:
+                self._act_on_signals()
+                self._reap()
+                self._turn(monotonic_ms())
+        except KeyboardInterrupt:
+            oplog.info("start_interrupted")
+        finally:
+            self._leave()
+        return self._exit_code
+
+    # Start
+
+    def _boot(self) -> None:
+        if "admin" in self._roles:
+            oplog.warning("role_not_supported_yet", role="admin")
+        raise_descriptor_limit(self._settings, self._roles)
+        self._data_dir.open()
+        url = self._settings.queue.url or self._start_queue_server()
+        if "ingest" in self._roles:
+            self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
+        self._make_pools(url)
+        self._listen_for_signals()
+        gc.collect()
+        gc.freeze()  # a collection in a child would write to, and so copy, every page of what is there now
+        self._started_ms = monotonic_ms()
+        for pool in self._pools:
+            pool.start(self._started_ms)
+
+    def _start_queue_server(self) -> str:
+        self._queue_server = EmbeddedServer(self._settings.queue, self._data_dir.path)
+        self._queue_started_ms = monotonic_ms()
+        url = self._queue_server.start()
+        oplog.info("queue_started", queue_pid=self._queue_server.pid)
+        return url
+
+    def _make_pools(self, url: str) -> None:
+        settings, mains, listener = self._settings, self._mains, self._listener
+        ingest_count = worker_count(settings.ingest.workers, per_core=4) if listener else 0
+        deliver_count = worker_count(settings.delivery.workers, per_core=1) if "deliver" in self._roles else 0
+        scoreboard = Scoreboard(ingest_count + deliver_count)
+        node = node_name()
+
+        def close_all_but_listener() -> None:
+            signal.set_wakeup_fd(-1)
+            self._signals_in.close()
+            self._signals_out.close()
+            os.close(self._lines_out)
+
+        def close_all() -> None:
+            close_all_but_listener()
+            if listener:
+                listener.close()  # or the port would seem to be served as long as a delivery worker lives
+
+        if listener:
+            pool = WorkerPool(
+                "ingest",
+                ingest_count,
+                lambda context: mains.ingest(context, settings, listener, url),
+                scoreboard,
+                first_number=deliver_count,
+                node=node,
+                in_child=close_all_but_listener,
+                report=self._send_line,
+            )
+            self._pools.append(pool)
+        if deliver_count:
+            pool = WorkerPool(
+                "deliver",
+                deliver_count,
+                lambda context: mains.deliver(context, settings, url),
+                scoreboard,
+                node=node,
+                owns_leases=True,
+                in_child=close_all,
+                report=self._send_line,
+            )
+            self._pools.append(pool)
+
+    def _listen_for_signals(self) -> None:
+        self._signals_in.setblocking(False)
+        self._signals_out.setblocking(False)
+        signal.set_wakeup_fd(self._signals_in.fileno(), warn_on_full_buffer=False)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+            signal.signal(signum, lambda _signum, _frame: None)
+
+    # The loop
+
+    def _act_on_signals(self) -> None:
+        """Sleep until a signal or the next thing that is due, then do what the signals ask for."""
+        poller = select.poll()
+        poller.register(self._signals_out, select.POLLIN)
+        if not poller.poll(self._wait_ms()):
+            return
+        for signum in self._signals_out.recv(4096):
+            match signum:
+                case signal.SIGTERM | signal.SIGINT:
+                    self.handle_stop(signal.Signals(signum))
+                case signal.SIGUSR1:
+                    self.handle_usr1()
+                case signal.SIGHUP:
+                    self.handle_hup()
+
+    def _wait_ms(self) -> int:
+        now_ms = monotonic_ms()
+        due_ms = [pool.next_due_ms() for pool in self._pools]
+        due_ms += [self._queue_due_ms, self._watchdog_due_ms if self._watchdog_ms else None]
+        return max(0, min([now_ms + LONGEST_WAIT_MS, *(due for due in due_ms if due is not None)]) - now_ms)
+
+    def handle_stop(self, signum: signal.Signals) -> None:
+        if not self._is_stopping:
+            oplog.info("drain_started", signal=signum.name)
+            self._start_drain()
+            return
+        oplog.warning("drain_cut_short", signal=signum.name, workers=sum(len(pool.pids()) for pool in self._pools))
+        for pool in self._pools:
+            pool.stop()
+            pool.signal(signal.SIGKILL)
+
+    def handle_usr1(self) -> None:
+        for pool in self._pools:
+            if pool.role == "deliver":
+                pool.signal(signal.SIGUSR1)
+
+    def handle_hup(self) -> None:
+        oplog.warning("reload_not_supported_yet", hint="restart to take up a changed configuration")
+
+    def _turn(self, now_ms: int) -> None:
+        for pool in self._pools:
+            pool.turn(now_ms)
+        if self._is_stopping:
+            self._drain_on(now_ms)
+        else:
+            self._restart_queue_server(now_ms)
+            self._look_if_ready(now_ms)
+        self._data_dir.write_processes(self._processes())
+        if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
+            self._watchdog_due_ms = now_ms + self._watchdog_ms
+            systemd.notify("WATCHDOG=1")
+
+    def _processes(self) -> list[ProcessRow]:
+        rows = [ProcessRow(role="supervisor", pid=os.getpid(), slot=None)]
+        if self._queue_server and self._queue_server.pid:
+            rows.append(ProcessRow(role="queue", pid=self._queue_server.pid, slot=None))
+        for pool in self._pools:
+            rows += [ProcessRow(role=slot.role, pid=pid, slot=slot.index) for pid, slot in pool.running()]
+        return rows
+
+    # Deaths
+
+    def _reap(self) -> None:
+        """The one place where children are waited for, so that nobody takes another's exit status."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            if self._queue_server and ended.si_pid == self._queue_server.pid:
+                self._note_queue_death(self._queue_server, ended)
+                continue
+            # Neither ours nor the queue's: an orphan, when we run as process 1 of a container.
+            pid, status = os.waitpid(ended.si_pid, 0)
+            self._note_worker_death(pid, status)
+
+    def _note_worker_death(self, pid: int, status: int) -> None:
+        deaths = (pool.died(pid, status, monotonic_ms()) for pool in self._pools)
+        death = next((death for death in deaths if death), None)
+        if death is None or death.exit_code != ExitCode.BOOT_FAILURE:
+            return
+        self._print_lines()
+        if not self._was_ready and not self._is_stopping:
+            # The others would fail alike, and a service that cannot start has to say so. Later the same is a death
+            # like others, with its back-off: the workers that run are worth more than none.
+            oplog.error("start_failed", role=death.slot.role, slot=death.slot.index)
+            self._exit_code = ExitCode.FAILED
+            self._drain_limit_ms = FAILED_BOOT_MS
+            self._start_drain()
+
+    def _send_line(self, line: str) -> None:
+        """In a child: all workers of a role tend to fail alike, so the supervisor prints each line once."""
+        os.write(self._lines_in, line.encode().replace(b"\n", b" ") + b"\n")
+
+    def _print_lines(self) -> None:
+        try:
+            lines = os.read(self._lines_out, 65536).splitlines()
+        except BlockingIOError:
+            return
+        for line in lines:
+            if line not in self._lines_seen:
+                self._lines_seen.add(line)
+                print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+
+    def _note_queue_death(self, server: EmbeddedServer, ended: os.waitid_result) -> None:
+        now_ms = monotonic_ms()
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        delay_ms = self._queue_backoff.delay_ms(now_ms - self._queue_started_ms, now_ms)
+        oplog.error("queue_died", how=describe_exit(code), restart_in=f"{delay_ms / 1000:g}s")
+        server.stop(0)  # takes its exit status and forgets the pid
+        self._queue_due_ms = now_ms + delay_ms
+
+    def _restart_queue_server(self, now_ms: int) -> None:
+        """Workers reconnect by themselves; until then ingest answers 503 and deliveries wait to be settled."""
+        if self._queue_due_ms is None or now_ms < self._queue_due_ms or self._queue_server is None:
+            return
+        self._queue_due_ms = None
+        self._queue_started_ms = now_ms
+        try:
+            self._queue_server.start()
+        except BootError as error:
+            after_ms = monotonic_ms()
+            delay_ms = self._queue_backoff.delay_ms(0, after_ms)
+            self._queue_due_ms = after_ms + delay_ms
+            oplog.error("queue_start_failed", error=error, again_in=f"{delay_ms / 1000:g}s")
+        else:
+            oplog.info("queue_started", queue_pid=self._queue_server.pid)
+
+    # Ready
+
+    def _look_if_ready(self, now_ms: int) -> None:
+        if self._was_ready:
+            return
+        waiting_for = [pool.role for pool in self._pools if not pool.is_ready()]
+        if not waiting_for:
+            self._was_ready = True
+            systemd.notify("READY=1")
+            self._announce()
+        elif now_ms - self._started_ms > SLOW_START_MS and not self._was_slow:
+            self._was_slow = True
+            oplog.warning("start_is_slow", waiting_for=",".join(waiting_for))
+
+    def _announce(self) -> None:
+        lines = ["postbackd is ready."]
+        if self._listener:
+            url = ingest_url(self._listener, self._settings.ingest.paths[0])
+            sample = '{"endpoint": {"method": "GET", "url": "http://127.0.0.1:8888/?k={k}"}, "data": [{"k": "v"}]}'
+            lines += [
+                f"  post to  {url}",
+                f"  try      curl -H 'Content-Type: application/json' -d '{sample}' {url}",
+                "           (postbackd sink --port 8888 in another terminal shows what arrives)",
+            ]
+        if "deliver" in self._roles:
+            lines.append(f"  log      {self._settings.log.path}")
+        lines.append(f"  stop     Ctrl-C, or kill {os.getpid()}")
+        try:
+            print("\n".join(lines), flush=True)
+        except OSError as error:
+            oplog.warning("announcement_lost", error=error.strerror)
+
+    # Stop
+
+    def _start_drain(self) -> None:
+        self._is_stopping = True
+        self._queue_due_ms = None
+        systemd.notify("STOPPING=1")
+        self._next_stage(monotonic_ms())
+
+    def _next_stage(self, now_ms: int) -> None:
+        """Ask the next pool to end; when all have ended, the loop is over."""
+        self._draining = next((pool for pool in self._pools if not pool.stopping or pool.pids()), None)
+        if self._draining is None:
+            self._is_over = True
+            return
+        delay_s = self._settings.ingest.drain_delay if self._draining.role == "ingest" else 0
+        limit_ms = int((delay_s + self._settings.delivery.drain_timeout) * 1000) + KILL_MARGIN_MS
+        self._stage_ends_ms = now_ms + (limit_ms if self._drain_limit_ms is None else self._drain_limit_ms)
+        self._draining.stop()
+
+    def _drain_on(self, now_ms: int) -> None:
+        pool = self._draining
+        if pool is None:
+            return
+        if not pool.pids():
+            if pool.role == "ingest" and self._listener:
+                self._listener.close()  # what waited unread in its backlog is refused, not left hanging
+            self._next_stage(now_ms)
+        elif now_ms >= self._stage_ends_ms:
+            oplog.warning("drain_overran", role=pool.role, workers=len(pool.pids()))
+            pool.signal(signal.SIGKILL)
+            self._stage_ends_ms = now_ms + KILL_MARGIN_MS
+
+    def _leave(self) -> None:
+        """Whatever happened: no worker, no queue server, no lock is left behind."""
+        for pool in self._pools:
+            pool.signal(signal.SIGKILL)  # none after a drain; all of them after a fault of our own
+        if self._listener:
+            self._listener.close()
+        if self._queue_server:
+            self._queue_server.stop(QUEUE_STOP_S)
+            oplog.info("queue_stopped")
+        self._data_dir.close()
+        oplog.info("stopped")
+
+
+def ingest_url(listener: socket.socket, path: str) -> str:
+    """Where to post, as an address that a client on this machine can use."""
+    if listener.family == socket.AF_UNIX:
+        return f"{path} on the unix socket {listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
