@@ -52,7 +52,7 @@ class DataDir:
         except OSError as error:
             self.close()
             raise BootError(
-                f"cannot use data_dir {self.path}: {error.strerror}; set data_dir to a directory that this user may write"
+                f"cannot use data_dir {self.path}: {error.strerror}; set data_dir to one that this user may write"
             ) from error
         except BootError:
             self.close()

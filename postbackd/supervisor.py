@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The supervisor: the run loop. Starts everything in order, replaces what dies, stops everything in order.
 
-Start: data directory, embedded queue server (where no queue.url is set), ingest socket, then all workers at
-once. Stop: ingest workers (they answer what was read), the socket, delivery workers (they finish what is in
-flight and give back their leases), the queue server last. It puts the parts together and hands each child what
-it needs; it opens no connection, and never talks to Redis.
+Start: data directory, ingest socket (a taken port ends it here), embedded queue server (where no queue.url is
+set), then all workers at once. Stop: ingest workers (they answer what was read), the socket, delivery workers
+(they finish what is in flight and give back their leases), the queue server last. It puts the parts together and
+hands each child what it needs; it opens no connection, and never talks to Redis.
 
 Signal handlers do nothing: Python's wake-up descriptor puts the number into a socket pair, and the loop acts.
 SIGTERM, SIGINT: drain; once more: SIGKILL what is left. SIGUSR1: passed on to delivery workers. SIGHUP: said to be
@@ -106,9 +106,9 @@ class Supervisor:
             oplog.warning("role_not_supported_yet", role="admin")
         raise_descriptor_limit(self._settings, self._roles)
         self._data_dir.open()
-        url = self._settings.queue.url or self._start_queue_server()
         if "ingest" in self._roles:
             self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
+        url = self._settings.queue.url or self._start_queue_server()
         self._make_pools(url)
         self._listen_for_signals()
         gc.collect()
@@ -374,13 +374,16 @@ class Supervisor:
         """Whatever happened: no worker, no queue server, no lock is left behind."""
         for pool in self._pools:
             pool.signal(signal.SIGKILL)  # none after a drain; all of them after a fault of our own
+            for pid in pool.pids():
+                os.waitpid(pid, 0)
         if self._listener:
             self._listener.close()
         if self._queue_server:
             self._queue_server.stop(QUEUE_STOP_S)
             oplog.info("queue_stopped")
         self._data_dir.close()
-        oplog.info("stopped")
+        if self._started_ms:
+            oplog.info("stopped")
 
 
 def ingest_url(listener: socket.socket, path: str) -> str:

@@ -341,7 +341,7 @@ def _shed_supervisor() -> None:
     os.dup2(null, 0)
     os.close(null)
     # The random module reseeds itself in a forked child; anything else random here comes from the kernel.
-    faulthandler.enable()  # bjoern and pycurl are C: a crash should leave more than "killed by SIGSEGV"
+    faulthandler.enable(2)  # bjoern and pycurl are C: a crash should leave more than "killed by SIGSEGV"
 
 
 def _log_death(death: Death, lived_ms: int, restart_in_ms: int | None) -> None:
