@@ -38,8 +38,9 @@ class ProcessRow(TypedDict):
 class DataDir:
     """The opened, locked directory. The lock is held until `close`, and by forked children until they end."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], machine_id: Path = MACHINE_ID) -> None:
         self.path = Path(path)
+        self._machine_id = machine_id
         self._lock_fd = -1
         self._written: list[ProcessRow] = []
 
@@ -78,7 +79,7 @@ class DataDir:
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
 
     def _check_machine(self) -> None:
-        here = machine_fingerprint()
+        here = machine_fingerprint(self._machine_id)
         if here is None:
             return
         mark = self.path / "machine"
@@ -120,7 +121,7 @@ def read_processes(data_dir: str | os.PathLike[str]) -> list[ProcessRow]:
     return rows
 
 
-def machine_fingerprint(source: Path = MACHINE_ID) -> str | None:
+def machine_fingerprint(source: Path) -> str | None:
     """A digest of the machine's id, which itself is not to be spread (machine-id(5)); None where there is none.
 
     Containers mostly have none: then nothing is checked, since a volume that moves with its container is no copy.
