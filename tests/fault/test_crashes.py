@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""Processes killed under load: every acknowledged postback is delivered, duplicates only where allowed."""
+
+import json
+import os
+import signal
+import threading
+import urllib.error
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.daemon import Daemon, Sink, http, running_daemon, running_sink, wait_until
+
+DRAIN_BOUND_S = 120
+
+
+class Load:
+    """Threads that post small requests one after the other and keep the ids of every 202."""
+
+    def __init__(self, daemon: Daemon, sink: Sink, threads: int = 4, items: int = 5) -> None:
+        self._url = daemon.url + "/ingest.php"
+        endpoint = {"method": "GET", "url": sink.url + "/hit?id={@id}&n={n}"}
+        self._body = json.dumps({"endpoint": endpoint, "data": [{"n": n} for n in range(items)]}).encode()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self.acknowledged: list[str] = []
+        self.refused = 0
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                status, answer = http("POST", self._url, self._body, {"Content-Type": "application/json"})
+            except (OSError, urllib.error.URLError):  # a killed worker takes its connections with it
+                status, answer = 0, None
+            with self._lock:
+                if status == 202:
+                    self.acknowledged += answer["ids"]
+                else:
+                    self.refused += 1
+
+    def wait_for(self, count: int) -> None:
+        wait_until(lambda: len(self.acknowledged) >= count, f"{count} postbacks are acknowledged")
+
+    def stop(self) -> list[str]:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        return self.acknowledged
+
+
+def received_ids(sink: Sink) -> Counter[str]:
+    return Counter(request["url"].split("id=")[1].split("&")[0] for request in sink.received())
+
+
+def wait_for_all(sink: Sink, ids: list[str]) -> Counter[str]:
+    wanted = set(ids)
+    wait_until(lambda: wanted <= set(received_ids(sink)), "every acknowledged id has arrived", DRAIN_BOUND_S)
+    return received_ids(sink)
+
+
+def kill_one(daemon: Daemon, role: str, pick: Callable[[list[int]], int] = min) -> int:
+    pid = pick(daemon.children(role))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: pid not in daemon.children(role) and daemon.children(role), f"a new {role} worker runs")
+    return pid
+
+
+def queue_is_empty(daemon: Daemon) -> bool:
+    status, answer = http("GET", daemon.url + "/ready")
+    return status == 200 and answer["ready"]
+
+
+def test_killed_delivery_worker_loses_nothing(tmp_path: Path) -> None:
+    """Duplicates are no more than what the dead worker held: in flight, or sent and not settled."""
+    with running_sink(tmp_path / "sink", "--latency", "0.05") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        load.wait_for(1000)
+        kill_one(daemon, "deliver")
+        load.wait_for(3000)
+        ids = load.stop()
+        counts = wait_for_all(sink, ids)
+        doubled = sum(count - 1 for count in counts.values())
+        assert doubled <= 256 + 512  # in flight, and outcomes of one turn
+        reclaimed = [line for line in daemon.output.read_text().splitlines() if "lease_reclaimed" in line]
+        assert reclaimed, "the lease was given back at once, not after the time-out"
+
+
+def test_killed_ingest_worker_loses_no_acknowledged_request(tmp_path: Path) -> None:
+    with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        for goal in (500, 1000, 1500):
+            load.wait_for(goal)
+            kill_one(daemon, "ingest")
+        load.wait_for(2000)
+        ids = load.stop()
+        counts = wait_for_all(sink, ids)
+        assert max(counts.values()) == 1, "no delivery worker died, so nothing arrives twice"
+        assert len(set(ids)) == len(ids), "no id was given out twice"
+
+
+def test_sigterm_under_load_drains_and_a_restart_delivers_the_rest(tmp_path: Path) -> None:
+    with running_sink(tmp_path / "sink", "--latency", "0.02") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        load.wait_for(1000)
+        family = daemon.family()
+        assert daemon.stop() == 0
+        ids = load.stop()
+        assert not [process for process in family if process.is_running()], "no process is left"
+        daemon.start()
+        counts = wait_for_all(sink, ids)
+        assert max(counts.values()) == 1, "a clean stop settles what it delivered"
+
+
+def test_full_queue_survives_a_restart_of_everything(tmp_path: Path) -> None:
+    with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon", roles="ingest") as daemon:
+        load = Load(daemon, sink, items=100)
+        load.wait_for(20_000)
+        ids = load.stop()
+        assert daemon.stop() == 0
+        assert sink.received() == []
+        daemon.roles = "ingest,deliver"
+        daemon.start()
+        counts = wait_for_all(sink, ids)
+        assert counts == Counter(ids)
+
+
+def test_killed_supervisor_takes_its_children_with_it(tmp_path: Path) -> None:
+    with running_sink(tmp_path / "sink", "--latency", "0.05") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        load.wait_for(1000)
+        family = daemon.family()
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.process.wait()
+        ids = load.stop()
+        wait_until(lambda: not [p for p in family if p.is_running()], "every child has ended")
+        daemon.settings.append("queue.lease_timeout=10")
+        daemon.start()
+        wait_for_all(sink, ids)

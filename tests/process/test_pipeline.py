@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: MIT
+"""A POST at /ingest.php becomes delivered, logged HTTP requests: real processes from end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon, Sink, free_port, http, running_daemon, running_sink, wait_until
+
+SAMPLE_DATA = [{"key": "Azureus", "value": "Dendrobates"}, {"key": "Phyllobates", "value": "Terribilis"}]
+LOG_FIELDS = [
+    "time",
+    "id",
+    "attempt",
+    "outcome",
+    "reason",
+    "method",
+    "host",
+    "url",
+    "response_code",
+    "response_time_ms",
+    "response_body",
+    "body_truncated",
+    "error",
+    "error_detail",
+    "next_attempt_at",
+    "timings_ms",
+    "remote_ip",
+    "endpoint",
+    "worker",
+]
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory):
+    with running_sink(tmp_path_factory.mktemp("sink")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory):
+    with running_daemon(tmp_path_factory.mktemp("daemon"), ["retry.schedule=[0.2]"]) as started:
+        yield started
+
+
+def deliver(daemon: Daemon, request: dict) -> list[str]:
+    """Post a request, wait until every one of its ids has left the daemon, return the ids."""
+    status, answer = daemon.post(request)
+    assert status == 202, answer
+    ids = answer["ids"]
+    ended = {"delivered", "dead"}
+    wait_until(
+        lambda: set(ids) <= {line["id"] for line in daemon.log() if line["outcome"] in ended},
+        "every postback is delivered or dead",
+    )
+    return ids
+
+
+def lines_of(daemon: Daemon, postback_id: str) -> list[dict]:
+    return [line for line in daemon.log() if line["id"] == postback_id]
+
+
+def requests_to(sink: Sink, path: str) -> list[dict]:
+    return [request for request in sink.received() if request["url"].startswith(path)]
+
+
+def test_sample_is_delivered_and_logged(daemon: Daemon, sink: Sink) -> None:
+    url = sink.url + "/data?key={key}&value={value}&foo={bar}"
+    status, answer = daemon.post({"endpoint": {"method": "GET", "url": url}, "data": SAMPLE_DATA})
+    assert status == 202
+    assert answer["accepted"] == 2
+    ids = answer["ids"]
+    assert all(len(i) == 16 and int(i, 16) > 0 and i == i.lower() for i in ids)
+    wait_until(lambda: set(ids) <= set(daemon.delivered_ids()), "both postbacks are delivered")
+    wait_until(lambda: len(requests_to(sink, "/data")) == 2, "the sink has recorded both")
+    assert sorted((r["method"], r["url"]) for r in requests_to(sink, "/data")) == [
+        ("GET", "/data?key=Azureus&value=Dendrobates&foo="),
+        ("GET", "/data?key=Phyllobates&value=Terribilis&foo="),
+    ]
+    line = lines_of(daemon, ids[1])[0]
+    assert list(line) == LOG_FIELDS
+    assert line["attempt"] == 1
+    assert line["outcome"] == "delivered"
+    assert line["reason"] is None
+    assert line["method"] == "GET"
+    assert line["host"] == f"127.0.0.1:{sink.port}"
+    assert line["url"] == sink.url + "/data?key=Phyllobates&value=Terribilis&foo="
+    assert line["response_code"] == 200
+    assert line["response_time_ms"] > 0
+    assert line["remote_ip"] == "127.0.0.1"
+    assert line["error"] is None
+    assert set(line["timings_ms"]) == {"dns", "connect", "tls", "ttfb", "total"}
+
+
+def test_json_body_arrives_as_it_was_sent(daemon: Daemon, sink: Sink) -> None:
+    body = (
+        b'{"endpoint": {"method": "post", "url": "%s/json?id={id}", "headers": {"X-Id": "n{id}"}},'
+        b' "data": {"id": 12345678901234567890123, "x": [1.50, {"y" : "\\u00e9"}]}}'
+    ) % sink.url.encode()
+    status, answer = daemon.post(body)
+    assert status == 202, answer
+    wait_until(lambda: requests_to(sink, "/json"), "the sink has it")
+    [request] = requests_to(sink, "/json")
+    assert request["method"] == "POST"
+    assert request["url"] == "/json?id=12345678901234567890123"
+    assert request["body"] == '{"id": 12345678901234567890123, "x": [1.50, {"y" : "\\u00e9"}]}'
+    headers = {name.lower(): value for name, value in request["headers"].items()}
+    assert headers["content-type"] == "application/json"
+    assert headers["x-id"] == "n12345678901234567890123"
+    assert "expect" not in headers
+
+
+def test_form_body_is_sorted_and_encoded(daemon: Daemon, sink: Sink) -> None:
+    endpoint = {"method": "POST", "url": sink.url + "/form", "body": "form"}
+    deliver(daemon, {"endpoint": endpoint, "data": {"b": "x y&z", "a": 1}})
+    wait_until(lambda: requests_to(sink, "/form"), "the sink has it")
+    [request] = requests_to(sink, "/form")
+    assert request["body"] == "a=1&b=x%20y%26z"
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "HEAD"])
+def test_every_method_is_sent(daemon: Daemon, sink: Sink, method: str) -> None:
+    path = f"/method/{method}"
+    [postback_id] = deliver(daemon, {"endpoint": {"method": method, "url": sink.url + path}, "data": {"k": 1}})
+    assert lines_of(daemon, postback_id)[-1]["outcome"] == "delivered"
+    wait_until(lambda: requests_to(sink, path), "the sink has it")
+    assert requests_to(sink, path)[0]["method"] == method
+
+
+def test_refused_connection_is_retried_by_schedule_then_dead(daemon: Daemon) -> None:
+    port = free_port()
+    endpoint = {
+        "method": "GET",
+        "url": f"http://127.0.0.1:{port}/",
+        "retry": {"max_attempts": 3, "schedule": [0.1]},
+    }
+    [postback_id] = deliver(daemon, {"endpoint": endpoint, "data": [{}]})
+    lines = lines_of(daemon, postback_id)
+    assert [(line["attempt"], line["outcome"]) for line in lines] == [(1, "retry"), (2, "retry"), (3, "dead")]
+    assert {line["error"] for line in lines} == {"connection_refused"}
+    assert lines[0]["next_attempt_at"] > lines[0]["time"]
+    assert lines[-1]["reason"] == "attempts_exhausted"
+    assert lines[-1]["next_attempt_at"] is None
+    assert lines[0]["response_code"] is None
+    assert lines[0]["remote_ip"] is None
+
+
+def test_refused_status_is_dead_at_once(daemon: Daemon, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--status", "404") as refusing:
+        [postback_id] = deliver(daemon, {"endpoint": {"method": "GET", "url": refusing.url + "/"}, "data": [{}]})
+    [line] = lines_of(daemon, postback_id)
+    assert (line["outcome"], line["reason"]) == ("dead", "refused_status")
+    assert (line["response_code"], line["error"]) == (404, "http_4xx")
+
+
+def test_server_error_is_retried_until_it_ends(daemon: Daemon, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--status", "503") as failing:
+        endpoint = {"method": "GET", "url": failing.url + "/", "retry": {"max_attempts": 2, "schedule": [0.1]}}
+        [postback_id] = deliver(daemon, {"endpoint": endpoint, "data": [{}]})
+    lines = lines_of(daemon, postback_id)
+    assert [line["outcome"] for line in lines] == ["retry", "dead"]
+    assert lines[-1]["error"] == "http_5xx"
+
+
+def test_private_address_is_blocked_unless_allowed(tmp_path: Path) -> None:
+    settings = ["security.allow_networks=[]"]
+    with running_daemon(tmp_path / "closed", settings) as closed, running_sink(tmp_path / "sink") as sink:
+        request = {"endpoint": {"method": "GET", "url": sink.url + "/"}, "data": [{}]}
+        [postback_id] = deliver(closed, request)
+        [line] = lines_of(closed, postback_id)
+        assert (line["outcome"], line["reason"], line["error"]) == ("dead", "blocked", "blocked")
+        assert sink.received() == []
+
+
+def test_one_bad_item_queues_nothing(daemon: Daemon, sink: Sink) -> None:
+    endpoint = {"method": "GET", "url": sink.url + "/strict?k={k}", "unmatched": "fail"}
+    status, answer = daemon.post({"endpoint": endpoint, "data": [{"k": 1}, {"other": 2}]})
+    assert status == 422
+    assert answer["error"]["path"] == "data[1].k"
+    deliver(daemon, {"endpoint": {"method": "GET", "url": sink.url + "/after"}, "data": [{}]})
+    assert requests_to(sink, "/strict") == []
+
+
+# ruff: noqa: E501 (the table below reads best with one request a line)
+REFUSED = [
+    (b"", 400, "empty_body", None),
+    (b"{", 400, "malformed_json", None),
+    (b'{"endpoint":{},"data":[]}x', 400, "malformed_json", None),
+    (b'\xef\xbb\xbf{"endpoint":{},"data":[{}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{},"data":[{"a":1e999}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{},"data":[{"a":"\\ud800"}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{},"data":[{"a":"\xff"}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":' + b"[" * 70 + b"]" * 70 + b"}", 400, "malformed_json", None),
+    (b"[" * 100_000 + b"]" * 100_000, 400, "malformed_json", None),
+    (b'{"data":[{}]}', 422, "missing_member", "endpoint"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"}}', 422, "missing_member", "data"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[]}', 422, "empty_data", "data"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[1]}', 422, "invalid_type", "data[0]"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"dtaa":1}', 422, "unknown_member", "dtaa"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"deliver_at":1}', 422, "not_supported_yet", "deliver_at"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{"@":{}}]}', 422, "not_supported_yet", "data[0].@"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/","sign":"k"},"data":[{}]}', 422, "not_supported_yet", "endpoint.sign"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/","success":{}},"data":[{}]}', 422, "not_supported_yet", "endpoint.success"),
+    (b'{"endpoint":{"method":"BREW","url":"http://a/"},"data":[{}]}', 422, "invalid_method", "endpoint.method"),
+    (b'{"endpoint":{"method":"GET","url":"ftp://a/"},"data":[{}]}', 422, "invalid_url", "endpoint.url"),
+    (b'{"endpoint":{"method":"GET","url":"http://u:p@a/"},"data":[{}]}', 422, "invalid_url", "endpoint.url"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/{k"},"data":[{}]}', 422, "invalid_template", "endpoint.url"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/","nope":1},"data":[{}]}', 422, "unknown_member", "endpoint.nope"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status", "code", "path"), REFUSED)
+def test_bad_request_gets_its_clear_error(
+    daemon: Daemon, body: bytes, status: int, code: str, path: str | None
+) -> None:
+    got_status, answer = daemon.post(body)
+    assert (got_status, answer["error"]["code"]) == (status, code), answer
+    assert answer["error"].get("path") == path, answer
+    assert answer["error"]["message"]
+
+
+def test_too_large_requests_are_refused(daemon: Daemon) -> None:
+    endpoint = {"method": "GET", "url": "http://a/"}
+    assert daemon.post({"endpoint": endpoint, "data": [{}] * 1001})[0] == 413
+    assert daemon.post({"endpoint": endpoint, "data": [{"k": "x" * (1 << 20)}]})[0] == 413
+
+
+def test_wrong_type_path_and_method_are_refused(daemon: Daemon) -> None:
+    url = daemon.url + "/ingest.php"
+    body = json.dumps({"endpoint": {"method": "GET", "url": "http://a/"}, "data": [{}]}).encode()
+    assert http("POST", url, body, {"Content-Type": "text/plain"})[0] == 415
+    assert http("POST", url, body, {"Content-Type": "application/json", "Content-Encoding": "br"})[0] == 415
+    status, answer = http("GET", url)
+    assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+    status, answer = http("POST", daemon.url + "/nowhere", body)
+    assert (status, answer["error"]["code"]) == (404, "not_found")
+    status, answer = http("POST", url, body, {"Content-Type": "application/json", "Idempotency-Key": "k"})
+    assert (status, answer["error"]["code"]) == (422, "not_supported_yet")
+
+
+def test_short_path_is_the_same(daemon: Daemon, sink: Sink) -> None:
+    body = json.dumps({"endpoint": {"method": "GET", "url": sink.url + "/short"}, "data": {}}).encode()
+    status, answer = http("POST", daemon.url + "/i", body, {"Content-Type": "application/json; charset=utf-8"})
+    assert (status, answer["accepted"]) == (202, 1)
+    wait_until(lambda: requests_to(sink, "/short"), "the sink has it")
+
+
+def test_health_and_ready_answer(daemon: Daemon) -> None:
+    assert http("GET", daemon.url + "/health")[0] == 200
+    assert http("GET", daemon.url + "/ready") == (200, {"ready": True, "reasons": []})
