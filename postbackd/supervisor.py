@@ -222,8 +222,9 @@ class Supervisor:
             self._drain_on(now_ms)
         else:
             self._restart_queue_server(now_ms)
-            self._look_if_ready(now_ms)
         self._data_dir.write_processes(self._processes())
+        if not self._is_stopping:
+            self._look_if_ready(now_ms)
         if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
             self._watchdog_due_ms = now_ms + self._watchdog_ms
             systemd.notify("WATCHDOG=1")

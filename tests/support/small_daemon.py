@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The real supervisor with small workers, for tests of the supervisor alone.
+
+Run as `python -m tests.support.small_daemon FOLDER ROLES section.key=value…`.
+
+Each thing a worker does is a line of FOLDER/events: `ingest 0 begins`, `deliver 1 told`, `deliver 1 ends` and so on.
+A file in FOLDER named after a behaviour (`ignore_term`, `fail_boot`) asks the workers that start from then on for it.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from postbackd.errors import BootError, ExitCode, PostbackdError
+from postbackd.scoreboard import Cell
+from postbackd.server.listener import serve
+from postbackd.settings import Settings, load
+from postbackd.supervisor import Mains, Supervisor
+from postbackd.worker_pool import SlotContext
+
+FOLDER = Path(sys.argv[1])
+
+
+def note(context: SlotContext, event: str) -> None:
+    with (FOLDER / "events").open("a") as events:
+        events.write(f"{context.role} {context.index} {event}\n")
+
+
+def fail_if_asked() -> None:
+    if (FOLDER / "fail_boot").exists():
+        raise BootError("cannot write the log: make its folder")
+
+
+def ingest(context: SlotContext, settings: Settings, listener: socket.socket, _url: str) -> int:
+    def app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        context.cells[Cell.REQUESTS] += 1
+        environ["wsgi.input"].read()
+        body = str(os.getpid()).encode()
+        start_response("200 OK", [("Content-Length", str(len(body)))])
+        return [body]
+
+    fail_if_asked()
+    note(context, "begins")
+    serve(
+        listener,
+        app,
+        lambda: note(context, "told"),
+        settings.delivery.drain_timeout,
+        beat=context.beat,
+        progress=lambda: context.cells[Cell.REQUESTS],
+        drain_delay_s=settings.ingest.drain_delay,
+    )
+    note(context, "ends")
+    return ExitCode.OK
+
+
+def deliver(context: SlotContext, _settings: Settings, url: str) -> int:
+    told: list[bool] = []
+    ignores = (FOLDER / "ignore_term").exists()
+    fail_if_asked()
+    note(context, "begins")
+    note(context, f"queue at {url}")
+    context.handle_signals(
+        {
+            signal.SIGTERM: lambda: told.append(True),
+            signal.SIGUSR1: lambda: note(context, "reopens"),
+        }
+    )
+    seen = 0
+    while not told or ignores:
+        context.beat()
+        seen, names = context.scoreboard.deaths_since(seen)
+        for name in names:
+            note(context, f"reclaims {name}")
+        if told:
+            note(context, "ignores")
+            told.clear()
+        time.sleep(0.02)
+    note(context, "told")
+    note(context, "ends")
+    return ExitCode.OK
+
+
+def main() -> int:
+    try:
+        settings = load(None, {}, sys.argv[3:])
+        return Supervisor(settings, frozenset(sys.argv[2].split(",")), Mains(ingest, deliver)).run()
+    except PostbackdError as error:
+        print(f"postbackd: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
