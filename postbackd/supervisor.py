@@ -120,7 +120,7 @@ class Supervisor:
     def _start_queue_server(self) -> str:
         self._queue_server = EmbeddedServer(self._settings.queue, self._data_dir.path)
         self._queue_started_ms = monotonic_ms()
-        url = self._queue_server.start()
+        url: str = self._queue_server.start()
         oplog.info("queue_started", queue_pid=self._queue_server.pid)
         return url
 
