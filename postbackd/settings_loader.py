@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Reads settings from a TOML file, the environment and --set, the later one winning, and checks them.
+
+Raises ConfigError: one line with the setting, where it came from, what is wrong and the nearest right name.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from postbackd.errors import ConfigError
+from postbackd.settings import Declaration, Host, Settings, declarations
+
+ENVIRONMENT_PREFIX = "POSTBACKD_"
+REDIS_PORT = 6379
+LATER_SCHEMES = ("sentinel://", "cluster://")
+_HOST_NAME = re.compile(r'hosts\."([^"]+)"\.(\w+)')
+_PATH_IN_ERROR = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+def load(path: str | None, environ: Mapping[str, str], overrides: Sequence[str]) -> Settings:
+    """The checked settings; `overrides` are `section.key=value` as given to --set."""
+    table: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        _merge_file(path, table, origins)
+    for variable, text in sorted(environ.items()):
+        # POSTBACKD_DEBUG and the like have no section and are no settings; data_dir is the one without a table.
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if variable.startswith(ENVIRONMENT_PREFIX) and ("__" in name or name == "data_dir"):
+            _put(table, origins, name.split("__", 1), text, f"environment variable {variable}")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}: write it as section.key=value")
+        _put(table, origins, _split_name(name.strip()), text.strip(), f"--set {override}")
+    _check_names(table, origins)
+    settings = _convert(table, origins)
+    _check_values(settings)
+    return settings
+
+
+def _split_name(name: str) -> list[str]:
+    """`section.key`, or `hosts."name.with.dots".key`, as its parts."""
+    if found := _HOST_NAME.fullmatch(name):
+        return ["hosts", found.group(1), found.group(2)]
+    return name.split(".", 1)
+
+
+def _merge_file(path: str, table: dict[str, Any], origins: dict[str, str]) -> None:
+    try:
+        with open(path, "rb") as file:
+            table.update(tomllib.load(file))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+    for section, value in table.items():
+        origins[section] = path
+        if isinstance(value, dict):
+            origins.update({f"{section}.{key}": path for key in value})
+
+
+def _put(table: dict[str, Any], origins: dict[str, str], parts: list[str], text: str, origin: str) -> None:
+    """Set one value given as text: TOML where it is TOML of the wanted kind, the bare text where it is a string."""
+    name = ".".join(parts)
+    declared = {f"{d.section}.{d.name}".lstrip("."): d for d in declarations()}.get(name)
+    value: object = text
+    if declared is None or not isinstance(declared.default, str):
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+    elif len(text) > 1 and text[0] == text[-1] == '"':
+        value = text[1:-1]
+    target = table
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{part}: must be a table (from {origins.get(part, origin)})")
+    target[parts[-1]] = value
+    origins[name] = origin
+
+
+def _check_names(table: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    known: dict[str, list[str]] = {"hosts": []}
+    for declaration in declarations():
+        known.setdefault(declaration.section, []).append(declaration.name)
+    tops = known.pop("")
+    for section, value in table.items():
+        if section in tops or section == "hosts":
+            continue
+        if section not in known:
+            raise _unknown(section, [*tops, *known], origins)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{section}: must be a table, [{section}] (from {origins[section]})")
+        for key in value:
+            if key not in known[section]:
+                raise _unknown(f"{section}.{key}", [f"{section}.{name}" for name in known[section]], origins)
+
+
+def _unknown(name: str, known: list[str], origins: Mapping[str, str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return ConfigError(f"{name}: there is no such setting: {hint} (from {origins.get(name, 'the configuration')})")
+
+
+def _convert(table: dict[str, Any], origins: Mapping[str, str]) -> Settings:
+    try:
+        return msgspec.convert(table, Settings)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        found = _PATH_IN_ERROR.search(text)
+        name = found.group(1) if found else ""
+        reason = _PATH_IN_ERROR.sub("", text)
+        if name.startswith("hosts") and "unknown field" in reason:
+            reason += f"; a host has {', '.join(f.name for f in msgspec.structs.fields(Host))}"
+        plain = name.split("[", 1)[0]
+        raise ConfigError(f"{name}: {reason} (from {origins.get(plain, 'the configuration')})") from None
+
+
+def _value_of(settings: Settings, declaration: Declaration) -> object:
+    owner = getattr(settings, declaration.section) if declaration.section else settings
+    return getattr(owner, declaration.name)
+
+
+def _check_values(settings: Settings) -> None:
+    for declaration in declarations():
+        if declaration.later and _value_of(settings, declaration) != declaration.default:
+            name = f"{declaration.section}.{declaration.name}"
+            raise ConfigError(f"{name}: is not supported yet: leave it at its default")
+    queue = settings.queue
+    if queue.url.startswith(LATER_SCHEMES):
+        raise ConfigError("queue.url: Sentinel and Cluster are not supported yet: name one server")
+    if queue.url and not queue.url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigError("queue.url: must begin with redis://, rediss:// or unix://, or be empty")
+    if not queue.url and queue.port == REDIS_PORT:
+        raise ConfigError("queue.port: 6379 is where other people's Redis listens: choose another, 7379 is the default")
+    for path in settings.ingest.paths:
+        if not path.startswith("/"):
+            raise ConfigError(f"ingest.paths: {path!r} must begin with /")
+
+
+def _format_toml(value: object) -> str:
+    """A TOML value; JSON's strings, numbers and lists are TOML too."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_format_toml(k)} = {_format_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_format_toml, value)) + "]"
+    return msgspec.json.encode(value).decode()
+
+
+def render_toml(settings: Settings) -> str:
+    """The settings as a commented TOML file, one a line with unit and meaning; secrets are masked."""
+    lines: list[str] = ["# postbackd: every setting with its value. Durations are seconds, sizes bytes."]
+    section = ""
+    for declaration in declarations():
+        if declaration.section != section:
+            section = declaration.section
+            lines += ["", f"[{section}]"]
+        value = _value_of(settings, declaration)
+        if declaration.secret and value:
+            shown = '"***"' if isinstance(value, str) else _format_toml(["***"] * len(value))  # type: ignore[arg-type]
+        else:
+            shown = _format_toml(value)
+        unit = f" [{declaration.unit}]" if declaration.unit else ""
+        later = " (not supported yet)" if declaration.later else ""
+        lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{later}")
+    for name, host in settings.hosts.items():
+        lines += ["", f"[hosts.{_format_toml(name)}]"]
+        lines += [f"{key} = {_format_toml(value)}" for key, value in msgspec.structs.asdict(host).items() if value]
+    return "\n".join(lines) + "\n"

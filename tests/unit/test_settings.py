@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Settings: three sources, the later one winning, and errors that name the setting, its source and the mend."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from postbackd.errors import ConfigError
+from postbackd.settings import Settings, declarations
+from postbackd.settings_loader import load, render_toml
+
+
+def test_defaults_need_no_source() -> None:
+    settings = load(None, {}, [])
+    assert settings == Settings()
+    assert (settings.ingest.port, settings.queue.port, settings.delivery.per_host) == (8080, 7379, 32)
+    assert settings.retry.schedule == [5, 30, 120, 600, 1800, 7200, 21600, 43200]
+
+
+def test_later_source_wins(tmp_path: Path) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text('data_dir = "a"\n[ingest]\nport = 1001\nhost = "::1"\n[hosts."api.example"]\nper_host = 4\n')
+    environ = {"POSTBACKD_INGEST__PORT": "1002", "POSTBACKD_QUEUE__PREFIX": "x", "POSTBACKD_DEBUG": "1", "HOME": "/"}
+    settings = load(str(file), environ, ["ingest.port=1003", 'security.allow_networks=["127.0.0.0/8"]', "data_dir=b"])
+    assert (settings.ingest.port, settings.ingest.host, settings.queue.prefix) == (1003, "::1", "x")
+    assert (settings.data_dir, settings.security.allow_networks) == ("b", ["127.0.0.0/8"])
+    assert settings.hosts["api.example"].per_host == 4
+    assert load(None, {}, ['hosts."a.b".timeout=2']).hosts["a.b"].timeout == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("ingest.prot=1", ["ingest.prot", "ingest.port", "--set"]),
+        ("ingets.port=1", ["ingets", "ingest"]),
+        ("ingest.port=0", ["ingest.port", ">= 1"]),
+        ("ingest.port=65536", ["ingest.port", "<= 65535"]),
+        ("ingest.port=web", ["ingest.port", "`int`", "`str`"]),
+        ("delivery.http2=1", ["delivery.http2", "`bool`"]),
+        ("delivery.timeout=61", ["delivery.timeout", "60"]),
+        ("queue.lease_timeout=9.9", ["queue.lease_timeout", "10"]),
+        ("queue.port=6379", ["queue.port", "6379"]),
+        ("queue.url=http://a", ["queue.url", "redis://"]),
+        ("queue.url=sentinel://a", ["queue.url", "not supported yet"]),
+        ("queue.shards=2", ["queue.shards", "not supported yet"]),
+        ("ingest.ack=group", ["ingest.ack", "not supported yet"]),
+        ("retry.schedule=[]", ["retry.schedule"]),
+        ('ingest.paths=["x"]', ["ingest.paths", "'x'"]),
+        ("port", ["section.key=value"]),
+        ('hosts."a".rate=1', ["rate", "per_host"]),
+        ("data_dir=", ["data_dir"]),
+    ],
+)
+def test_wrong_setting_is_one_line_that_names_it(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, {}, [override])
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text, text
+
+
+def test_wrong_environment_names_its_variable() -> None:
+    with pytest.raises(ConfigError, match="POSTBACKD_INGEST__PROT"):
+        load(None, {"POSTBACKD_INGEST__PROT": "1"}, [])
+
+
+@pytest.mark.parametrize(("text", "word"), [("[ingest", "TOML"), ("ingest = 1", "table")])
+def test_broken_file_is_named(tmp_path: Path, text: str, word: str) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=word) as caught:
+        load(str(file), {}, [])
+    assert str(file) in str(caught.value)
+    with pytest.raises(ConfigError, match=r"missing.toml.*No such file"):
+        load(str(tmp_path / "missing.toml"), {}, [])
+
+
+def test_printed_settings_are_read_again_as_the_same(tmp_path: Path) -> None:
+    settings = load(None, {}, ["retry.schedule=[0.5]", 'log.path=a "b"', "ingest.max_items=7"])
+    file = tmp_path / "printed.toml"
+    file.write_text(render_toml(settings))
+    assert load(str(file), {}, []) == settings
+
+
+def test_every_setting_is_printed_once_with_its_meaning() -> None:
+    printed = tomllib.loads(render_toml(Settings()))
+    assert printed.pop("data_dir") == "var"
+    names = [f"{section}.{key}" for section, table in printed.items() for key in table]
+    assert names == [f"{d.section}.{d.name}" for d in declarations() if d.section]
+    assert all(d.text for d in declarations())
+
+
+def test_secrets_are_masked() -> None:
+    text = render_toml(load(None, {}, ["queue.url=redis://:hunter2@127.0.0.1:7000"]))
+    assert "hunter2" not in text
+    assert 'url = "***"' in text
