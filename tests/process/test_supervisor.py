@@ -151,8 +151,9 @@ def test_one_role_alone_runs(start) -> None:
 
 def test_interrupt_from_the_terminal_drains_like_sigterm(start) -> None:
     daemon = start().wait_until_ready()
-    os.killpg(daemon.process.pid, signal.SIGINT)  # ^C goes to the whole foreground group
-    assert daemon.process.wait(BOUND_S) == 0
+    with socket.create_connection(("127.0.0.1", daemon.port)):  # idle: bjoern alone would wait for it to close
+        os.killpg(daemon.process.pid, signal.SIGINT)  # ^C goes to the whole foreground group
+        assert daemon.process.wait(BOUND_S) == 0
     assert sorted(event for event in daemon.events() if event.endswith("ends")) == [
         "deliver 0 ends",
         "deliver 1 ends",

@@ -323,6 +323,8 @@ from postbackd.scoreboard import Scoreboard
 from postbackd.worker_pool import WorkerPool
 print("once", end="")  # buffered while it forks
 def sleep(context):
+    if context.index == 0:
+        return 0
     time.sleep(3600)
 pool = WorkerPool("deliver", 3, sleep, Scoreboard(3))
 pool.start(0)
@@ -337,8 +339,8 @@ def test_workers_die_with_their_supervisor() -> None:
     )
     assert supervisor.stdout
     word, *pids = supervisor.stdout.readline().split()
-    workers = [psutil.Process(int(pid)) for pid in pids]
-    assert (word, len(workers)) == ("once", 3)
+    assert (word, len(pids)) == ("once", 3)
+    workers = [psutil.Process(int(pid)) for pid in pids[1:]]  # the first one is done
     supervisor.kill()
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
