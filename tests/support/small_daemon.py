@@ -19,7 +19,8 @@ from typing import Any
 from postbackd.errors import BootError, ExitCode, PostbackdError
 from postbackd.scoreboard import Cell
 from postbackd.server.listener import serve
-from postbackd.settings import Settings, load
+from postbackd.settings import Settings
+from postbackd.settings_loader import load
 from postbackd.supervisor import Mains, Supervisor
 from postbackd.worker_pool import SlotContext
 
