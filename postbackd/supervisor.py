@@ -28,6 +28,7 @@ from postbackd.queue.embedded import EmbeddedServer
 from postbackd.scoreboard import Scoreboard, monotonic_ms
 from postbackd.server.listener import open_listener
 from postbackd.settings import Settings
+from postbackd.start_message import start_message
 from postbackd.worker_pool import Backoff, SlotContext, WorkerPool, describe_exit, node_name
 
 LONGEST_WAIT_MS = 1_000  # a turn a second: heartbeats, back-off, deadlines
@@ -64,6 +65,7 @@ class Supervisor:
         self._mains = mains
         self._data_dir = DataDir(settings.data_dir)
         self._queue_server: EmbeddedServer | None = None
+        self._queue_is_up = False
         self._queue_backoff = Backoff()
         self._queue_started_ms = 0
         self._queue_due_ms: int | None = None
@@ -120,7 +122,8 @@ class Supervisor:
     def _start_queue_server(self) -> str:
         self._queue_server = EmbeddedServer(self._settings.queue, self._data_dir.path)
         self._queue_started_ms = monotonic_ms()
-        url: str = self._queue_server.start()
+        url = self._queue_server.start()
+        self._queue_is_up = True
         oplog.info("queue_started", queue_pid=self._queue_server.pid)
         return url
 
@@ -218,10 +221,9 @@ class Supervisor:
     def _turn(self, now_ms: int) -> None:
         for pool in self._pools:
             pool.turn(now_ms)
+        self._restart_queue_server(now_ms)
         if self._is_stopping:
             self._drain_on(now_ms)
-        else:
-            self._restart_queue_server(now_ms)
         self._data_dir.write_processes(self._processes())
         if not self._is_stopping:
             self._look_if_ready(now_ms)
@@ -231,7 +233,7 @@ class Supervisor:
 
     def _processes(self) -> list[ProcessRow]:
         rows = [ProcessRow(role="supervisor", pid=os.getpid(), slot=None)]
-        if self._queue_server and self._queue_server.pid:
+        if self._queue_server and self._queue_server.pid and self._queue_is_up:
             rows.append(ProcessRow(role="queue", pid=self._queue_server.pid, slot=None))
         for pool in self._pools:
             rows += [ProcessRow(role=slot.role, pid=pid, slot=slot.index) for pid, slot in pool.running()]
@@ -248,7 +250,7 @@ class Supervisor:
                 return
             if ended is None:
                 return
-            if self._queue_server and ended.si_pid == self._queue_server.pid:
+            if self._queue_server and self._queue_is_up and ended.si_pid == self._queue_server.pid:
                 self._note_queue_death(self._queue_server, ended)
                 continue
             # Neither ours nor the queue's: an orphan, when we run as process 1 of a container.
@@ -288,11 +290,15 @@ class Supervisor:
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         delay_ms = self._queue_backoff.delay_ms(now_ms - self._queue_started_ms, now_ms)
         oplog.error("queue_died", how=describe_exit(code), restart_in=f"{delay_ms / 1000:g}s")
-        server.stop(0)  # takes its exit status and forgets the pid
+        server.stop(0)  # takes its exit status
+        self._queue_is_up = False
         self._queue_due_ms = now_ms + delay_ms
 
     def _restart_queue_server(self, now_ms: int) -> None:
-        """Workers reconnect by themselves; until then ingest answers 503 and deliveries wait to be settled."""
+        """Workers reconnect by themselves; until then ingest answers 503 and deliveries wait to be settled.
+
+        During the drain too: what is delivered then has still to be settled.
+        """
         if self._queue_due_ms is None or now_ms < self._queue_due_ms or self._queue_server is None:
             return
         self._queue_due_ms = None
@@ -305,6 +311,7 @@ class Supervisor:
             self._queue_due_ms = after_ms + delay_ms
             oplog.error("queue_start_failed", error=error, again_in=f"{delay_ms / 1000:g}s")
         else:
+            self._queue_is_up = True
             oplog.info("queue_started", queue_pid=self._queue_server.pid)
 
     # Ready
@@ -322,28 +329,15 @@ class Supervisor:
             oplog.warning("start_is_slow", waiting_for=",".join(waiting_for))
 
     def _announce(self) -> None:
-        lines = ["postbackd is ready."]
-        if self._listener:
-            url = ingest_url(self._listener, self._settings.ingest.paths[0])
-            sample = '{"endpoint": {"method": "GET", "url": "http://127.0.0.1:8888/?k={k}"}, "data": [{"k": "v"}]}'
-            lines += [
-                f"  post to  {url}",
-                f"  try      curl -H 'Content-Type: application/json' -d '{sample}' {url}",
-                "           (postbackd sink --port 8888 in another terminal shows what arrives)",
-            ]
-        if "deliver" in self._roles:
-            lines.append(f"  log      {self._settings.log.path}")
-        lines.append(f"  stop     Ctrl-C, or kill {os.getpid()}")
         try:
-            print("\n".join(lines), flush=True)
-        except OSError as error:
-            oplog.warning("announcement_lost", error=error.strerror)
+            print(start_message(self._settings, self._roles, self._listener), flush=True)
+        except OSError as error:  # standard output is closed or full: the daemon works all the same
+            oplog.warning("start_message_lost", error=error.strerror)
 
     # Stop
 
     def _start_drain(self) -> None:
         self._is_stopping = True
-        self._queue_due_ms = None
         systemd.notify("STOPPING=1")
         self._next_stage(monotonic_ms())
 
@@ -385,12 +379,3 @@ class Supervisor:
         self._data_dir.close()
         if self._started_ms:
             oplog.info("stopped")
-
-
-def ingest_url(listener: socket.socket, path: str) -> str:
-    """Where to post, as an address that a client on this machine can use."""
-    if listener.family == socket.AF_UNIX:
-        return f"{path} on the unix socket {listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"

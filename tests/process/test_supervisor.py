@@ -226,6 +226,17 @@ def test_second_signal_cuts_the_drain_short(start, tmp_path: Path) -> None:
     assert "workers=2" in daemon.logged("drain_cut_short")[0]
 
 
+def test_queue_server_that_dies_during_the_drain_is_started_again(start, tmp_path: Path) -> None:
+    (tmp_path / "ignore_term").touch()
+    daemon = start("delivery.drain_timeout=600").wait_until_ready()
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: len([e for e in daemon.events() if e.endswith("ignores")]) == 2, "delivery is told and stays")
+    os.kill(daemon.pids("queue")[0], signal.SIGKILL)
+    wait_until(lambda: len(daemon.logged("queue_started")) == 2, "it is started again")
+    assert daemon.end() == 0
+    assert daemon.survivors() == []
+
+
 def test_worker_that_outlasts_the_drain_is_killed(start, tmp_path: Path) -> None:
     (tmp_path / "ignore_term").touch()
     daemon = start(EXTERNAL, "delivery.drain_timeout=0.1").wait_until_ready()

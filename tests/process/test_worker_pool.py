@@ -335,7 +335,12 @@ time.sleep(3600)
 
 def test_workers_die_with_their_supervisor() -> None:
     supervisor = subprocess.Popen(
-        [sys.executable, "-c", ORPHANED], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", ORPHANED],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert supervisor.stdout
     word, *pids = supervisor.stdout.readline().split()
