@@ -145,7 +145,7 @@ def decode_item(item: bytes) -> Item:
     """Element and trail of a claimed item; raises CodecError for anything else."""
     try:
         array = _decode_array(item)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
         return _decode_with_trail(item)  # bytes behind the array, or no array at all
     return _item_of(array)
 
@@ -161,7 +161,7 @@ def _decode_with_trail(data: bytes) -> Item:
     unpacker.feed(data)
     try:
         objects = list(unpacker)
-    except (ValueError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map whose key is a map
         raise CodecError(f"not a queue item: {error}") from None
     if unpacker.tell() != len(data) or not objects or type(objects[0]) is not list:
         raise CodecError("not a queue item: it is cut short or does not begin with an array")

@@ -83,7 +83,12 @@ class EmbeddedServer:
             config = self._write_config(password)
             with self._log_path.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [binary, str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                    [binary, str(config)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=_die_with_parent,
+                    process_group=0,
                 )
         except OSError as error:
             raise BootError(f"the embedded server cannot be started: {error}: mend that or set queue.url") from None

@@ -127,6 +127,8 @@ ELEMENT = encode_element(DIGEST, SAMPLE_ID, ["a", 1])
         b"\xc0",
         b"\x90",
         ELEMENT[:-1],
+        ELEMENT + b"\x81\x80\x01",
+        b"\x91\x81\x80\x01",
         ELEMENT + b"\xa3ab",
         ELEMENT + b"\xa3abc",
         ELEMENT + b"\x93\x01\x02\x03",
