@@ -10,7 +10,6 @@ import redis
 
 import postbackd.queue
 from postbackd.queue.keys import Keys
-from tests.support.servers import server  # noqa: F401  (a fixture)
 
 LUA = Path(postbackd.queue.__file__).parent / "lua"
 TTL_S = 2_592_000
@@ -55,7 +54,7 @@ class Queue:
 
 
 @pytest.fixture
-def queue(server: redis.Redis) -> Queue:  # noqa: F811
+def queue(server: redis.Redis) -> Queue:
     return Queue(server)
 
 

@@ -48,3 +48,12 @@ def server() -> Iterator[redis.Redis]:
         process.terminate()
         process.wait(START_BOUND_S)
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def url(server: redis.Redis) -> str:
+    """The url of that server, emptied for this test."""
+    server.flushall()
+    server.script_flush()
+    server.config_set("maxmemory", 0)
+    return f"unix://{server.connection_pool.connection_kwargs['path']}"

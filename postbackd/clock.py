@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""The clock: milliseconds since 1970 as the queue server counts them, carried by our own monotonic clock.
+
+`sync` is given the server's TIME at each connect and about once a minute. The first one sets the clock; later small
+differences are slewed (a clock of ids and expiry must not jump), large ones are set. No I/O.
+"""
+
+import time
+from collections.abc import Callable
+
+from postbackd import oplog
+
+SLEW_BOUND_MS = 1000  # a larger step is set at once: slewing it would take too long
+SLEW_SHARE = 0.1  # of each difference is taken over per sync, so network jitter hardly moves the clock
+WARN_SKEW_MS = 60_000
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class Clock:
+    """One process' clock. Before the first `sync` it shows the machine's own time."""
+
+    def __init__(self, monotonic_ms: Callable[[], int] = _monotonic_ms, wall_ms: Callable[[], int] = _wall_ms) -> None:
+        self._monotonic_ms = monotonic_ms
+        self._wall_ms = wall_ms
+        self._offset_ms = wall_ms() - monotonic_ms()
+        self._is_set = False
+        self._warned = False
+
+    def now_ms(self) -> int:
+        """Server time now, in ms since 1970."""
+        return self._monotonic_ms() + self._offset_ms
+
+    def sync(self, server_ms: int) -> None:
+        """Take over the server's time."""
+        difference_ms = server_ms - self.now_ms()
+        if not self._is_set or abs(difference_ms) > SLEW_BOUND_MS:
+            self._offset_ms += difference_ms
+        else:
+            self._offset_ms += int(difference_ms * SLEW_SHARE)
+        self._is_set = True
+        skew_ms = server_ms - self._wall_ms()
+        if abs(skew_ms) > WARN_SKEW_MS and not self._warned:
+            self._warned = True
+            oplog.warning("clock_skew", skew_s=round(skew_ms / 1000, 1), hint="set this machine's or the server's time")

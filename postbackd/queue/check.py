@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Is the queue server fit? Version, eviction, persistence; what `check` prints and what `run` refuses."""
+
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from postbackd.errors import BootError, QueueUnavailableError
+from postbackd.queue.wire import Wire, mask
+
+OLDEST_MAJOR = 7
+TIMEOUT_S = 5.0
+LOADING_PAUSE_S = 0.5
+
+
+class Finding(NamedTuple):
+    """One thing looked at: ok, warn (works, may lose) or fail (refused)."""
+
+    level: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def check_server(url: str) -> list[Finding]:
+    """What there is to say about the server behind a url; a single `fail` when it cannot be reached."""
+    try:
+        wire = Wire(url, TIMEOUT_S, TIMEOUT_S)
+    except QueueUnavailableError as error:
+        return [Finding("fail", f"queue: {error} Start it, or mend queue.url.")]
+    try:
+        info = _info(wire)
+        policy = _config(wire, "maxmemory-policy") or info.get("maxmemory_policy", "")
+        appendfsync = _config(wire, "appendfsync")
+    except QueueUnavailableError as error:
+        return [Finding("fail", f"queue: {error}")]
+    finally:
+        wire.close()
+    return [_version(info), _eviction(policy), _persistence(info, appendfsync)]
+
+
+def _info(wire: Wire) -> dict[str, str]:
+    lines = wire.call("INFO", "everything").decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _config(wire: Wire, name: str) -> str | None:
+    """A setting of the server; None where managed services hide CONFIG."""
+    try:
+        reply = wire.call("CONFIG", "GET", name)
+    except QueueUnavailableError:
+        if not wire.is_open:
+            raise
+        return None
+    return reply[1].decode() if reply else None
+
+
+def _version(info: dict[str, str]) -> Finding:
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    version = info.get("valkey_version") or info.get("redis_version", "0")
+    if int(version.split(".")[0]) < OLDEST_MAJOR:
+        return Finding("fail", f"queue: {name} {version} is too old: {OLDEST_MAJOR}.0 or newer is needed.")
+    return Finding("ok", f"queue: {name} {version}")
+
+
+def _eviction(policy: str) -> Finding:
+    if policy == "noeviction":
+        return Finding("ok", "queue: maxmemory-policy noeviction")
+    if not policy:
+        return Finding("warn", "queue: maxmemory-policy cannot be read here: make sure that it is noeviction.")
+    return Finding(
+        "fail",
+        f"queue: maxmemory-policy is {policy}, which throws postbacks away when memory is full: "
+        "CONFIG SET maxmemory-policy noeviction, and the same in the server's configuration.",
+    )
+
+
+def _persistence(info: dict[str, str], appendfsync: str | None) -> Finding:
+    if info.get("aof_enabled") != "1":
+        return Finding("warn", "queue: appendonly is off: a restart of the server loses the queue. Set appendonly yes.")
+    if appendfsync == "always":
+        return Finding("ok", "queue: appendonly yes, appendfsync always: an acknowledged postback is on its disk")
+    return Finding(
+        "warn",
+        f"queue: appendfsync is {appendfsync or 'unknown'}: a power cut of the server can lose up to 2 s of "
+        "acknowledged postbacks. Set appendfsync always for none.",
+    )
+
+
+def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None]) -> list[Finding]:
+    """Wait up to `wait_s` for the server, then raise BootError when it must not be used; else what to warn of."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        findings = check_server(url)
+        failed = [finding for finding in findings if finding.level == "fail"]
+        if not failed:
+            return [finding for finding in findings if finding.level == "warn"]
+        if len(findings) > 1 or time.monotonic() > deadline_s:  # reached and unfit; or not reached in time
+            raise BootError(f"{failed[0].text} (queue.url = {mask(url)})")
+        beat()
+        time.sleep(LOADING_PAUSE_S)

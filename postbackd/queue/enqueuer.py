@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Enqueue: one request's postbacks in one round trip (QUEUE.md, "enqueue").
+
+The plain form, RPUSH, where this connection is known to have stored the endpoint's record within the hour; the full
+form, enqueue.lua, otherwise. What is known belongs to the connection and is forgotten with it: every rollback of the
+server closes it.
+"""
+
+import hiredis
+
+from postbackd.errors import QueueFullError, QueueUnavailableError, QueueUnsureError
+from postbackd.queue.keys import Keys
+from postbackd.queue.link import Link
+from postbackd.queue.scripts import ENQUEUE
+from postbackd.queue.wire import Wire, error_of, pack
+from postbackd.scoreboard import monotonic_ms
+
+RECORD_TTL_S = 2_592_000  # 30 days
+KNOWN_FOR_MS = 3_600_000
+MAX_KNOWN = 65_536  # endpoints; beyond it all are forgotten and stored once more
+RECOUNT_MS = 1000
+
+
+class Enqueuer:
+    """The queue as an ingest process sees it."""
+
+    def __init__(self, link: Link, keys: Keys, max_depth: int) -> None:
+        self._link = link
+        self._keys = keys
+        self._max_depth = max_depth
+        self._known: dict[bytes, int] = {}
+        self._generation = 0
+        self._depth = 0
+        self._counted_ms = 0
+
+    def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
+        """Commit the postbacks of one request; the depth of ready behind it.
+
+        Raises QueueUnavailableError (certainly not enqueued), QueueUnsureError (perhaps), QueueFullError,
+        RecordConflictError. Certain failures get one more try at once, on a new connection.
+        """
+        now_ms = monotonic_ms()
+        try:
+            return self._enqueue(self._wire(now_ms), endpoint_id, record, elements, now_ms)
+        except QueueUnsureError:
+            self._link.drop()
+            raise
+        except QueueUnavailableError:
+            self._link.drop()
+            return self._enqueue(self._wire(now_ms), endpoint_id, record, elements, now_ms)
+
+    def _wire(self, now_ms: int) -> Wire:
+        """The connection, ready for a request: nothing of the request was sent if this fails."""
+        try:
+            return self._prepared_wire(now_ms)
+        except QueueUnsureError as error:
+            raise QueueUnavailableError(str(error)) from None
+
+    def _prepared_wire(self, now_ms: int) -> Wire:
+        wire = self._link.wire(now_ms)
+        if self._link.generation != self._generation:
+            self._generation = self._link.generation
+            self._known.clear()
+        if self._depth > self._max_depth:
+            self._recount(wire, now_ms)
+        return wire
+
+    def _recount(self, wire: Wire, now_ms: int) -> None:
+        """While refusing: look once a second whether there is room again."""
+        if now_ms - self._counted_ms >= RECOUNT_MS:
+            self._counted_ms = now_ms
+            self._depth = wire.call("LLEN", self._keys.ready)
+        if self._depth > self._max_depth:
+            raise QueueFullError(f"it holds {self._depth} postbacks, over queue.max_depth = {self._max_depth}.")
+
+    def _enqueue(self, wire: Wire, endpoint_id: bytes, record: bytes, elements: list[bytes], now_ms: int) -> int:
+        if now_ms - self._known.get(endpoint_id, -KNOWN_FOR_MS) < KNOWN_FOR_MS:
+            wire.send(pack(("RPUSH", self._keys.ready, *elements)))
+            reply = wire.read()
+            if isinstance(reply, hiredis.ReplyError):
+                raise error_of(reply)
+        else:
+            keys = (self._keys.ready, self._keys.endpoint(endpoint_id))
+            reply = ENQUEUE.call(wire, keys, (RECORD_TTL_S, record, *elements))
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[endpoint_id] = now_ms
+        self._depth = depth = int(reply)
+        return depth
+
+    def ping(self) -> None:
+        """Return when a request could be enqueued now; raises QueueUnavailableError or QueueFullError."""
+        now_ms = monotonic_ms()
+        try:
+            self._wire(now_ms).call("PING")
+        except QueueUnavailableError:
+            self._link.drop()
+            raise

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: MIT
+"""A delivery worker's lease: claim items, settle their outcomes (QUEUE.md "claim", "settle", "reclaim").
+
+One exchange at a time, without waiting: `send` puts a settle of at most 512 outcomes and a claim into one packet,
+`receive` takes the answer when it is there. Outcomes are kept until the server has confirmed them: after a lost
+answer the same settle goes out again, in front of a claim with the same base, and neither can do harm twice.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import hiredis
+
+from postbackd.clock import Clock
+from postbackd.errors import LeaseLostError, QueueUnavailableError
+from postbackd.queue.enqueuer import RECORD_TTL_S
+from postbackd.queue.keys import Keys
+from postbackd.queue.scripts import CLAIM, RECLAIM, SETTLE, is_noscript
+from postbackd.queue.wire import Argument, Wire, error_of, pack
+
+BATCH = 512  # items of a claim, outcomes of a settle
+MAX_HELD = 8192 - BATCH
+CALL_TIMEOUT_S = 5.0
+RETRY_MS = 500
+RETRY_SHARE = 4  # a try that took long is followed by a pause this many times as long: transfers go on meanwhile
+
+
+class Ack(NamedTuple):
+    """Delivered."""
+
+    token: int
+
+
+class Later(NamedTuple):
+    """To be tried again; an empty trail entry parks it without using up an attempt."""
+
+    token: int
+    delay_ms: int
+    entry: bytes
+
+
+class Dead(NamedTuple):
+    """Given up; `answer` is the last answer as the dead letter keeps it."""
+
+    token: int
+    entry: bytes
+    reason: str
+    answer: bytes
+    endpoint_id: bytes | None
+
+
+Outcome = Ack | Later | Dead
+
+
+class Claim(NamedTuple):
+    """What one exchange brought."""
+
+    items: list[tuple[int, bytes]]  # token, item
+    next_due_ms: int | None
+    expired_worker: str | None
+    settled: int
+    came_short: bool
+
+
+class LeaseClient:
+    """The lease of one incarnation of a worker."""
+
+    def __init__(
+        self,
+        url: str,
+        keys: Keys,
+        worker: str,
+        lease_timeout_ms: int,
+        clock: Clock,
+        count_error: Callable[[], None],
+    ) -> None:
+        self._url = url
+        self._keys = keys
+        self._worker = worker
+        self._lease_timeout_ms = lease_timeout_ms
+        self._clock = clock
+        self._count_error = count_error
+        self._claim_keys = (keys.ready, keys.wake, keys.later, keys.lease(worker), keys.workers, keys.clock)
+        self._settle_keys = (keys.lease(worker), keys.later, keys.dead, keys.stats)
+        self._wire: Wire | None = None
+        self._retry_at_ms = 0
+        self._base = 0
+        self._held = 0
+        self._outcomes: deque[Outcome] = deque()
+        self._sent: list[Outcome] = []  # in an exchange that is not confirmed yet
+        self._wanted = 0
+        self._replies: list[Any] | None = None  # of the running exchange; None: there is none
+        self.generation = 0  # counts the connections: a new one has a new descriptor
+        self.run_id = b""
+        self.last_error = ""
+
+    # What is held
+
+    def settle(self, outcome: Outcome) -> None:
+        """Keep an outcome for the next exchange."""
+        self._outcomes.append(outcome)
+
+    @property
+    def unsettled(self) -> int:
+        """Outcomes that the server has not confirmed."""
+        return len(self._outcomes) + len(self._sent)
+
+    @property
+    def held(self) -> int:
+        """Items of the lease, those with an outcome not yet confirmed included."""
+        return self._held
+
+    @property
+    def busy(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._replies is not None
+
+    @property
+    def is_connected(self) -> bool:
+        return self._wire is not None and self._wire.is_open
+
+    def fileno(self) -> int:
+        return -1 if self._wire is None else self._wire.fileno()
+
+    # The exchange
+
+    def connect(self, now_ms: int) -> bool:
+        """Whether there is a connection; makes one when it is time to try again. `now_ms` is monotonic."""
+        if self.is_connected:
+            return True
+        if now_ms < self._retry_at_ms:
+            return False
+        started_ms = self._clock.now_ms()
+        try:
+            wire = Wire(self._url, CALL_TIMEOUT_S)
+            seconds_and_micros, info, *_ = wire.pipeline(
+                [("TIME",), ("INFO", "server"), *(script.load_command() for script in (CLAIM, SETTLE, RECLAIM))]
+            )
+        except QueueUnavailableError as error:
+            self._failed(error)
+            took_ms = self._clock.now_ms() - started_ms
+            self._retry_at_ms = now_ms + max(RETRY_MS, took_ms * RETRY_SHARE)
+            return False
+        self._clock.sync(int(seconds_and_micros[0]) * 1000 + int(seconds_and_micros[1]) // 1000)
+        self.run_id = _run_id(info)
+        self._wire = wire
+        self._retry_at_ms = now_ms + RETRY_MS
+        self.generation += 1
+        self.last_error = ""
+        return True
+
+    def send(self, wanted: int) -> bool:
+        """Send what is to be settled and claim up to `wanted` items; whether it went out. Only when not busy."""
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            return False
+        if not self._sent:
+            outcomes = self._outcomes
+            self._sent = [outcomes.popleft() for _ in range(min(BATCH, len(outcomes)))]
+        self._wanted = wanted
+        arguments = (self._worker, self._base, self._held - len(self._sent), wanted, self._lease_timeout_ms)
+        packet = CLAIM.packed(self._claim_keys, arguments)
+        if self._sent:
+            packet = self._packed_settle(self._sent) + packet
+        self._replies = []
+        try:
+            wire.send(packet)
+        except QueueUnavailableError as error:
+            self._failed(error)
+            return False
+        return True
+
+    def receive(self) -> Claim | None:
+        """The answer of the exchange when all of it is there, None when it is not. Raises LeaseLostError.
+
+        A broken connection ends the exchange: `is_connected` is False then, and nothing is forgotten.
+        """
+        wire = self._wire
+        if wire is None or self._replies is None:
+            return None
+        try:
+            self._replies += wire.receive()
+            if len(self._replies) < (2 if self._sent else 1):
+                return None
+            return self._take(wire, self._replies)
+        except QueueUnavailableError as error:
+            self._failed(error)
+            return None
+
+    def wait(self) -> Claim | None:
+        """The answer of the exchange, waiting for it: at the drain and in tests."""
+        wire = self._wire
+        if wire is None or self._replies is None:
+            return None
+        try:
+            while len(self._replies) < (2 if self._sent else 1):
+                self._replies.append(wire.read())
+            return self._take(wire, self._replies)
+        except QueueUnavailableError as error:
+            self._failed(error)
+            return None
+
+    def _take(self, wire: Wire, replies: list[Any]) -> Claim | None:
+        if any(is_noscript(reply) for reply in replies):  # SCRIPT FLUSH: neither was run
+            wire.pipeline([script.load_command() for script in (CLAIM, SETTLE, RECLAIM)])
+            self._replies = None
+            self.send(self._wanted)
+            return None
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise QueueUnavailableError(str(error_of(reply)))
+        self._replies = None
+        settled = 0
+        if self._sent:
+            settled = len(self._sent)
+            self._held -= settled
+            self._sent = []
+        reply = replies[-1]
+        if reply[0] != b"ok":
+            raise LeaseLostError(
+                f"the lease of {self._worker} was reclaimed, or the server went back in time: a new worker takes over"
+            )
+        _, base, items, next_due_ms, expired = reply
+        self._base = base + len(items)
+        self._held += len(items)
+        came_short = len(items) < self._wanted
+        return Claim(
+            [(base + index, item) for index, item in enumerate(items) if item is not None],
+            next_due_ms,
+            None if expired is None else expired.decode(),
+            settled,
+            came_short,
+        )
+
+    def _packed_settle(self, outcomes: Sequence[Outcome]) -> bytes:
+        acks: list[int] = []
+        laters: list[Argument] = []
+        deads: list[Argument] = []
+        keys = [*self._settle_keys]
+        for outcome in outcomes:
+            if type(outcome) is Ack:
+                acks.append(outcome.token)
+            elif type(outcome) is Later:
+                laters += outcome
+            else:
+                assert type(outcome) is Dead
+                number = 0
+                if outcome.endpoint_id is not None:
+                    key = self._keys.endpoint(outcome.endpoint_id)
+                    if key not in keys[4:]:
+                        keys.append(key)
+                    number = keys.index(key, 4) - 3
+                deads += [outcome.token, outcome.entry, outcome.reason, outcome.answer, number]
+        arguments = (RECORD_TTL_S, len(acks), *acks, len(laters) // 3, *laters, len(deads) // 5, *deads)
+        return SETTLE.packed(keys, arguments)
+
+    def _failed(self, error: QueueUnavailableError) -> None:
+        self._count_error()
+        self.last_error = str(error)
+        self._replies = None
+        if self._wire is not None:
+            self._wire.close()
+
+    # Calls that wait: rare, a fraction of a millisecond each
+
+    def endpoint_records(self, ids: Sequence[bytes]) -> dict[bytes, bytes | None]:
+        """The stored records of endpoints, None for one that is gone; raises QueueUnavailableError. Not when busy."""
+        replies = self._call(pack(("MGET", *(self._keys.endpoint(endpoint_id) for endpoint_id in ids))))
+        return dict(zip(ids, replies, strict=True))
+
+    def reclaim(self, worker: str, why: str) -> int:
+        """Give a worker's lease back to ready: why = timeout, death or drain. How many items. Not when busy."""
+        keys = (self._keys.lease(worker), self._keys.ready, self._keys.workers, self._keys.clock)
+        return int(self._call(RECLAIM.packed(keys, (worker, why, self._lease_timeout_ms))))
+
+    def _call(self, packed: bytes) -> Any:
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            raise QueueUnavailableError("There is no connection to Redis.")
+        try:
+            wire.send(packed)
+            reply = wire.read()
+            if is_noscript(reply):
+                wire.call(*RECLAIM.load_command())
+                wire.send(packed)
+                reply = wire.read()
+            if isinstance(reply, hiredis.ReplyError):
+                raise QueueUnavailableError(str(error_of(reply)))
+        except QueueUnavailableError as error:
+            self._failed(error)
+            raise
+        return reply
+
+    def close(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+
+
+def _run_id(info: bytes) -> bytes:
+    for line in info.splitlines():
+        if line.startswith(b"run_id:"):
+            return line[7:]
+    return b""

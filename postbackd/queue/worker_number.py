@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""The worker number of an ingest process: 12 bits of every id, which no two processes ever share.
+
+Leased in Redis (`pb:num:<n>` = owner, SET NX, TTL 7 d, renewed every 5 min) and kept in a file of data_dir with the
+last renewal, held by flock: a successor takes the file and with it the number, also without Redis. Unrenewed for
+6 d it is not used any more.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from postbackd.clock import Clock
+from postbackd.codec import MAX_WORKER_NUMBER, IdGenerator
+from postbackd.errors import QueueUnavailableError
+from postbackd.queue.keys import Keys
+from postbackd.queue.link import Link
+from postbackd.queue.wire import Wire
+from postbackd.scoreboard import monotonic_ms
+
+TTL_S = 7 * 86_400
+USABLE_MS = 6 * 86_400_000
+RENEW_EVERY_MS = 300_000
+RETRY_EVERY_MS = 5_000
+TRIES = 64  # random numbers tried before the rest is walked through
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the file of a number holds."""
+
+    number: int
+    owner: str
+    renewed_ms: int
+
+
+class WorkerNumber:
+    """Gives out ids as long as the number is ours (`ingest.IdSource`)."""
+
+    def __init__(self, data_dir: Path, keys: Keys, link: Link, clock: Clock) -> None:
+        self._folder = data_dir / "numbers"
+        self._keys = keys
+        self._link = link
+        self._clock = clock
+        self._file: int | None = None
+        self._kept: Kept | None = None
+        self._generator: IdGenerator | None = None
+        self._checked_ms = -RENEW_EVERY_MS
+
+    def generator(self) -> IdGenerator:
+        """The ids of our number; raises QueueUnavailableError when there is none and Redis cannot give one."""
+        now_ms = monotonic_ms()
+        if self._generator is not None and now_ms - self._checked_ms < RENEW_EVERY_MS:
+            return self._generator
+        return self._check(now_ms)
+
+    def _check(self, now_ms: int) -> IdGenerator:
+        """Renew the number, or find one."""
+        try:
+            wire = self._link.wire(now_ms)
+            if self._kept is None:
+                self._take_free_file()
+            if self._kept is None or not self._renew(wire, self._kept):
+                self._lease_new(wire)
+            self._checked_ms = now_ms
+        except QueueUnavailableError as error:
+            if self._kept is None:
+                self._take_free_file()
+            if self._kept is None or self._clock.now_ms() - self._kept.renewed_ms > USABLE_MS:
+                raise QueueUnavailableError(f"This process has no worker number for its ids. {error}") from None
+            self._checked_ms = now_ms - RENEW_EVERY_MS + RETRY_EVERY_MS
+        assert self._kept is not None
+        if self._generator is None:
+            self._generator = IdGenerator(self._kept.number, self._clock.now_ms)
+        return self._generator
+
+    def _renew(self, wire: Wire, kept: Kept) -> bool:
+        """Whether the number is still ours: it was, or nobody has it."""
+        key = self._keys.number(kept.number)
+        owner = wire.call("GET", key)
+        if owner is None:
+            if wire.call("SET", key, kept.owner, "NX", "EX", TTL_S) is None:
+                return False
+        elif owner != kept.owner.encode():
+            return False
+        else:
+            wire.call("EXPIRE", key, TTL_S)
+        self._keep(Kept(kept.number, kept.owner, self._clock.now_ms()))
+        return True
+
+    def _lease_new(self, wire: Wire) -> None:
+        self._forget()
+        owner = secrets.token_hex(8)
+        first = secrets.randbelow(MAX_WORKER_NUMBER + 1)
+        candidates = [secrets.randbelow(MAX_WORKER_NUMBER + 1) for _ in range(TRIES)]
+        candidates += [(first + step) % (MAX_WORKER_NUMBER + 1) for step in range(MAX_WORKER_NUMBER + 1)]
+        for number in candidates:
+            if wire.call("SET", self._keys.number(number), owner, "NX", "EX", TTL_S) is not None:
+                self._open_file(number)
+                self._keep(Kept(number, owner, self._clock.now_ms()))
+                return
+        raise QueueUnavailableError(
+            f"All {MAX_WORKER_NUMBER + 1} worker numbers are taken: fewer ingest processes, or wait until old ones end."
+        )
+
+    # The file
+
+    def _take_free_file(self) -> None:
+        """Take the number of a predecessor that has ended, newest renewal first."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in sorted(self._folder.iterdir(), key=lambda path: path.name):
+                if path.suffix == ".num" and self._take_file(path):
+                    return
+
+    def _take_file(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kept = msgspec.json.decode(os.read(descriptor, 4096), type=Kept)
+        except (BlockingIOError, msgspec.DecodeError):  # held by a living process, or torn by a crash: not ours
+            os.close(descriptor)
+            return False
+        if self._clock.now_ms() - kept.renewed_ms > USABLE_MS:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            return False
+        self._file, self._kept = descriptor, kept
+        return True
+
+    def _open_file(self, number: int) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self._folder / f"{number}.num"
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise QueueUnavailableError(
+                f"The worker number cannot be kept in {self._folder}: {error.strerror}; mend that folder."
+            ) from None
+
+    def _keep(self, kept: Kept) -> None:
+        self._kept = kept
+        data = msgspec.json.encode(kept)
+        if self._file is None:
+            return
+        try:
+            # One write of fixed place: shorter than before cannot happen while number and owner stay.
+            os.pwrite(self._file, data, 0)
+            os.ftruncate(self._file, len(data))
+        except OSError as error:  # a full disk: the number is ours in Redis all the same
+            raise QueueUnavailableError(
+                f"The worker number cannot be kept in {self._folder}: {error.strerror}; make room there."
+            ) from None
+
+    def _forget(self) -> None:
+        """Our number is another's by now: its file goes."""
+        if self._file is not None:
+            if self._kept is not None:
+                (self._folder / f"{self._kept.number}.num").unlink(missing_ok=True)
+            os.close(self._file)
+        self._file = self._kept = self._generator = None

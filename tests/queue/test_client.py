@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: MIT
+"""The queue client against a real server: one round trip, lost answers, lost scripts, a server that goes away."""
+
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from postbackd.clock import Clock
+from postbackd.codec import TRAIL_RECLAIM, trail_attempt
+from postbackd.errors import (
+    BootError,
+    LeaseLostError,
+    QueueFullError,
+    QueueUnavailableError,
+    QueueUnsureError,
+    RecordConflictError,
+)
+from postbackd.queue.check import check_server, refuse_unfit
+from postbackd.queue.enqueuer import Enqueuer
+from postbackd.queue.idle_wait import IdleWait
+from postbackd.queue.keys import Keys
+from postbackd.queue.lease_client import Ack, Claim, Dead, Later, LeaseClient
+from postbackd.queue.link import Link
+from postbackd.queue.wire import Wire, mask
+from postbackd.queue.worker_number import USABLE_MS, Kept, WorkerNumber
+from postbackd.scoreboard import monotonic_ms
+from tests.support.daemon import free_port, wait_until
+
+KEYS = Keys("pb")
+EID = bytes(range(8))
+RECORD = b"record"
+
+
+class Count:
+    """Counts the errors a client reports."""
+
+    def __init__(self) -> None:
+        self.errors = 0
+
+    def __call__(self) -> None:
+        self.errors += 1
+
+
+def enqueuer_of(url: str, max_depth: int = 1000) -> Enqueuer:
+    return Enqueuer(Link(url, Clock(), Count()), KEYS, max_depth)
+
+
+def worker_of(url: str, worker: str = "n.0.aa") -> LeaseClient:
+    client = LeaseClient(url, KEYS, worker, 30_000, Clock(), Count())
+    assert client.connect(monotonic_ms())
+    return client
+
+
+def claim(client: LeaseClient, wanted: int) -> Claim:
+    assert client.send(wanted)
+    while True:
+        found = client.wait()
+        if found is not None:
+            return found
+        assert client.is_connected, client.last_error
+
+
+def kill_connections(server: redis.Redis) -> None:
+    server.client_kill_filter(_type="normal", skipme=True)
+
+
+def blocked(server: redis.Redis) -> bool:
+    return any(client["cmd"] == "rpush" and "b" in client["flags"] for client in server.client_list())
+
+
+def commands(server: redis.Redis, *names: str) -> int:
+    stats = server.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names)
+
+
+# Enqueue
+
+
+def test_record_goes_out_once_and_then_requests_are_one_plain_command(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    assert subject.enqueue(EID, RECORD, [b"a", b"b"]) == 2
+    assert server.get(KEYS.endpoint(EID)) == RECORD
+    assert 2_591_000 < server.ttl(KEYS.endpoint(EID)) <= 2_592_000
+    server.config_resetstat()
+    assert subject.enqueue(EID, RECORD, [b"c"]) == 3
+    assert (commands(server, "rpush"), commands(server, "evalsha")) == (1, 0)
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a", b"b", b"c"]
+
+
+def test_new_connection_stores_the_record_again(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    server.delete(KEYS.endpoint(EID))  # as a rollback would
+    kill_connections(server)
+    subject.enqueue(EID, RECORD, [b"b"])  # nothing could be sent on the old one: tried again on a new one
+    assert server.get(KEYS.endpoint(EID)) == RECORD
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a", b"b"]
+
+
+def test_command_without_an_answer_is_unsure_and_not_sent_twice(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    server.client_pause(60_000, all=False)  # writes are read and wait
+    cut = threading.Thread(target=lambda: (wait_until(lambda: blocked(server), "it waits"), kill_connections(server)))
+    cut.start()
+    try:
+        with pytest.raises(QueueUnsureError, match="closed the connection"):
+            subject.enqueue(EID, RECORD, [b"b"])
+    finally:
+        cut.join()
+        server.client_unpause()
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
+
+
+def test_other_content_under_the_same_id_is_a_conflict_and_writes_nothing(server: redis.Redis, url: str) -> None:
+    enqueuer_of(url).enqueue(EID, RECORD, [b"a"])
+    with pytest.raises(RecordConflictError):
+        enqueuer_of(url).enqueue(EID, b"other", [b"b"])
+    assert server.llen(KEYS.ready) == 1
+
+
+def test_full_server_is_said_to_be_full(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    server.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueFullError, match="maxmemory"):
+            subject.enqueue(EID, RECORD, [b"b"])
+    finally:
+        server.config_set("maxmemory", 0)
+    assert subject.enqueue(EID, RECORD, [b"c"]) == 2
+
+
+def test_queue_over_its_depth_refuses_until_there_is_room(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url, max_depth=2)
+    subject.enqueue(EID, RECORD, [b"a", b"b", b"c"])
+    with pytest.raises(QueueFullError, match="max_depth"):
+        subject.enqueue(EID, RECORD, [b"d"])
+    assert server.llen(KEYS.ready) == 3
+    server.ltrim(KEYS.ready, 0, 0)
+
+    def is_taken() -> bool:
+        try:
+            subject.enqueue(EID, RECORD, [b"e"])
+        except QueueFullError:
+            return False
+        return True
+
+    wait_until(is_taken, "the depth is counted again")
+
+
+def test_refused_command_is_certain_and_tried_once_more(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    server.set(KEYS.ready + b"x", 1)
+    server.execute_command("CONFIG", "SET", "min-replicas-to-write", 1)
+    try:
+        server.config_resetstat()
+        with pytest.raises(QueueUnavailableError, match="NOREPLICAS") as caught:
+            subject.enqueue(EID, RECORD, [b"b"])
+    finally:
+        server.execute_command("CONFIG", "SET", "min-replicas-to-write", 0)
+    assert not isinstance(caught.value, QueueUnsureError)
+    assert subject.enqueue(EID, RECORD, [b"c"]) == 2
+
+
+def test_absent_server_is_unavailable_at_once_and_in_one_line() -> None:
+    port = free_port()
+    with pytest.raises(QueueUnavailableError) as caught:
+        enqueuer_of(f"redis://user:secret@127.0.0.1:{port}").enqueue(EID, RECORD, [b"a"])
+    text = str(caught.value)
+    assert "secret" not in text and "refused" in text and "\n" not in text
+
+
+def test_idle_connection_that_was_closed_is_noticed_before_it_is_used(server: redis.Redis, url: str) -> None:
+    wire = Wire(url, 5)
+    assert not wire.has_gone()
+    kill_connections(server)
+    wait_until(wire.has_gone, "the close has arrived")
+
+
+def test_password_is_masked() -> None:
+    assert mask("redis://:p@w@h:1/0") == "redis://:***@h:1/0"
+    assert mask("unix:///a/b") == "unix:///a/b"
+
+
+# Claim and settle
+
+
+def test_claim_settle_and_their_counts(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, *[b"%d" % n for n in range(5)])
+    client = worker_of(url)
+    first = claim(client, 3)
+    assert first.items == [(0, b"0"), (1, b"1"), (2, b"2")] and not first.came_short
+    client.settle(Ack(0))
+    client.settle(Later(1, 60_000, trail_attempt(1, 503)))
+    client.settle(Dead(2, trail_attempt(1, 404), "refused_status", b"answer", None))
+    server.config_resetstat()
+    second = claim(client, 512)
+    assert (second.items, second.settled, second.came_short) == ([(3, b"3"), (4, b"4")], 3, True)
+    assert (client.held, client.unsettled) == (2, 0)
+    assert commands(server, "evalsha") == 2
+    [(item, _)] = server.zrange(KEYS.later, 0, -1, withscores=True)
+    assert item == b"1" + trail_attempt(1, 503)
+    [(_, dead)] = server.xrange(KEYS.dead)
+    assert dead == {
+        b"item": b"2" + trail_attempt(1, 404),
+        b"record": b"",
+        b"reason": b"refused_status",
+        b"answer": b"answer",
+    }
+
+
+def test_dead_letters_keep_their_endpoints_records(server: redis.Redis, url: str) -> None:
+    others = [bytes([n]) * 8 for n in range(3)]
+    for number, endpoint_id in enumerate(others):
+        server.set(KEYS.endpoint(endpoint_id), b"record%d" % number)
+    server.rpush(KEYS.ready, *[b"i%d" % n for n in range(4)])
+    client = worker_of(url)
+    for token, _ in claim(client, 4).items:
+        client.settle(Dead(token, b"", "poison", b"", others[token % 3]))
+    claim(client, 0)
+    assert [entry[b"record"] for _, entry in server.xrange(KEYS.dead)] == [
+        b"record0",
+        b"record1",
+        b"record2",
+        b"record0",
+    ]
+
+
+def test_lost_answer_of_a_claim_brings_the_same_items_again(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, b"a", b"b", b"c", b"d")
+    client = worker_of(url)
+    claim(client, 2)
+    client.settle(Ack(0))
+    client.send(1)
+    wait_until(lambda: server.hlen(KEYS.lease("n.0.aa")) == 3, "settle and claim have run")  # n, 1, 2
+    client._failed(QueueUnsureError("cut before the answer was read"))
+    assert (client.is_connected, client.busy, client.unsettled) == (False, False, 1)
+    wait_until(lambda: client.connect(monotonic_ms()), "connected again")
+    assert claim(client, 1).items == [(2, b"c")]
+    assert (client.unsettled, client.held) == (0, 2)
+    assert server.hgetall(KEYS.lease("n.0.aa")) == {b"n": b"3", b"1": b"b", b"2": b"c"}
+    assert claim(client, 1).items == [(3, b"d")]
+
+
+def test_unsure_settle_is_sent_again_before_any_claim(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, b"a", b"b", b"c")
+    client = worker_of(url)
+    claim(client, 2)
+    kill_connections(server)
+    client.settle(Ack(0))
+    client.send(1)
+    wait_until(lambda: not client.is_connected or client.receive() is not None, "the exchange has failed")
+    assert client.unsettled == 1 and not client.busy
+    client.settle(Ack(1))
+    wait_until(lambda: client.connect(monotonic_ms()), "connected again")
+    assert claim(client, 1).items == [(2, b"c")]
+    assert client.unsettled == 1  # the second outcome goes with the next exchange
+    claim(client, 0)
+    assert server.hgetall(KEYS.lease("n.0.aa")) == {b"n": b"3", b"2": b"c"}
+
+
+def test_flushed_scripts_are_loaded_again(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, b"a", b"b")
+    client = worker_of(url)
+    claim(client, 1)
+    server.script_flush()
+    client.settle(Ack(0))
+    assert claim(client, 1).items == [(1, b"b")]
+    server.script_flush()
+    assert client.reclaim("n.0.aa", "drain") == 1
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"c"])
+    server.script_flush()
+    subject.enqueue(bytes(8), RECORD, [b"d"])
+    assert server.lrange(KEYS.ready, 0, -1) == [b"b", b"c", b"d"]
+
+
+def test_reclaimed_worker_is_told_that_its_lease_is_lost(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, b"a")
+    client, other = worker_of(url), worker_of(url, "n.1.bb")
+    claim(client, 1)
+    assert other.reclaim("n.0.aa", "death") == 1
+    client.settle(Ack(0))
+    client.send(1)
+    with pytest.raises(LeaseLostError):
+        client.wait()
+    assert claim(other, 1).items == [(0, b"a" + TRAIL_RECLAIM)]
+
+
+def test_more_than_a_batch_of_outcomes_goes_in_several_exchanges(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, *[b"%d" % n for n in range(1200)])
+    client = worker_of(url)
+    tokens = [token for _ in range(3) for token, _ in claim(client, 512).items]
+    assert len(tokens) == 1200
+    for token in tokens:
+        client.settle(Ack(token))
+    assert [claim(client, 0).settled for _ in range(3)] == [512, 512, 176]
+    assert (client.held, server.hlen(KEYS.lease("n.0.aa"))) == (0, 1)
+
+
+def test_records_are_fetched_and_missing_ones_are_none(server: redis.Redis, url: str) -> None:
+    server.set(KEYS.endpoint(EID), RECORD)
+    client = worker_of(url)
+    assert client.endpoint_records([EID, bytes(8)]) == {EID: RECORD, bytes(8): None}
+    assert client.run_id == server.info("server")["run_id"].encode()
+
+
+def test_absent_server_is_tried_again_after_a_pause(url: str) -> None:
+    client = LeaseClient("unix:///nowhere/socket", KEYS, "n.0.aa", 30_000, Clock(), Count())
+    assert not client.connect(1_000)
+    assert "nowhere" in client.last_error
+    assert not client.connect(1_001)
+    assert not client.send(1)
+
+
+# Idle wait
+
+
+def test_idle_wait_ends_when_something_is_enqueued(server: redis.Redis, url: str) -> None:
+    wait = IdleWait(url, KEYS)
+    assert wait.arm(1000)
+    server.rpush(KEYS.ready, b"a")
+    wait_until(wait.receive, "the wait is over")
+    assert (wait.is_armed, server.lrange(KEYS.wake, 0, -1)) == (False, [b"a"])
+    assert claim(worker_of(url), 1).items == [(0, b"a")]
+
+
+def test_idle_wait_ends_by_itself(server: redis.Redis, url: str) -> None:
+    wait = IdleWait(url, KEYS)
+    assert wait.arm(0)
+    wait_until(wait.receive, "the time-out has come")
+
+
+# Worker numbers
+
+
+def number_of(url: str, folder: Path) -> WorkerNumber:
+    clock = Clock()
+    return WorkerNumber(folder, KEYS, Link(url, clock, Count()), clock)
+
+
+def kept_in(folder: Path) -> list[Path]:
+    return sorted((folder / "numbers").iterdir())
+
+
+def test_two_processes_never_share_a_number(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    first, second = number_of(url, tmp_path), number_of(url, tmp_path)
+    ids = {number.generator().next_ids(1)[0] >> 10 & 0xFFF for number in (first, second)}
+    assert len(ids) == 2
+    assert {key for key in server.keys("pb:num:*")} == {KEYS.number(number) for number in ids}
+
+
+def test_successor_takes_the_number_again_also_without_redis(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    first = number_of(url, tmp_path)
+    number = first.generator().next_ids(1)[0] >> 10 & 0xFFF
+    os.close(first._file or 0)  # as the end of the process would
+    away = number_of(f"redis://127.0.0.1:{free_port()}", tmp_path)
+    assert away.generator().next_ids(1)[0] >> 10 & 0xFFF == number
+    assert len(server.keys("pb:num:*")) == 1
+
+
+def test_without_redis_and_without_a_file_there_is_no_number(tmp_path: Path) -> None:
+    with pytest.raises(QueueUnavailableError, match="worker number"):
+        number_of(f"redis://127.0.0.1:{free_port()}", tmp_path).generator()
+
+
+@pytest.mark.parametrize(("over_ms", "is_used"), [(0, True), (1, False)])
+def test_number_unrenewed_for_six_days_is_not_used(tmp_path: Path, over_ms: int, is_used: bool) -> None:
+    now_ms = 1_700_000_000_000
+    clock = Clock(monotonic_ms=lambda: 0, wall_ms=lambda: now_ms)
+    (tmp_path / "numbers").mkdir()
+    kept = Kept(77, "owner", now_ms - USABLE_MS - over_ms)
+    (tmp_path / "numbers" / "77.num").write_bytes(msgspec.json.encode(kept))
+    absent = Link(f"redis://127.0.0.1:{free_port()}", clock, Count())
+    subject = WorkerNumber(tmp_path, KEYS, absent, clock)
+    if is_used:
+        assert subject.generator().next_ids(1)[0] >> 10 & 0xFFF == 77
+    else:
+        with pytest.raises(QueueUnavailableError, match="worker number"):
+            subject.generator()
+
+
+def test_number_that_another_owns_is_given_up(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    first = number_of(url, tmp_path)
+    number = first.generator().next_ids(1)[0] >> 10 & 0xFFF
+    os.close(first._file or 0)
+    server.set(KEYS.number(number), "someone else")
+    other = number_of(url, tmp_path)
+    assert other.generator().next_ids(1)[0] >> 10 & 0xFFF != number
+    assert [path.name for path in kept_in(tmp_path)] != [f"{number}.num"]
+
+
+# Check
+
+
+def test_fit_server_is_only_warned_of_its_persistence(url: str) -> None:
+    assert [finding.level for finding in check_server(url)] == ["ok", "ok", "warn"]
+    assert len(refuse_unfit(url, 0, lambda: None)) == 1
+
+
+def test_evicting_server_is_refused_with_the_way_to_mend_it(server: redis.Redis, url: str) -> None:
+    server.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(BootError, match="CONFIG SET maxmemory-policy noeviction"):
+            refuse_unfit(url, 0, lambda: None)
+    finally:
+        server.config_set("maxmemory-policy", "noeviction")
+
+
+def test_absent_server_is_refused_in_one_line() -> None:
+    port = free_port()
+    with pytest.raises(BootError, match=f"127.0.0.1:{port}") as caught:
+        refuse_unfit(f"redis://127.0.0.1:{port}", 0, lambda: None)
+    assert "\n" not in str(caught.value)
