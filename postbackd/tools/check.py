@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""`postbackd check`: configuration, queue server, limits and folders; what is wrong and how to mend it.
+
+Starts nothing and changes nothing. The configuration itself was checked when it was loaded.
+"""
+
+import os
+import socket
+import ssl
+from pathlib import Path
+
+import click
+
+from postbackd.delivery.egress import Policy
+from postbackd.errors import BootError, ExitCode
+from postbackd.limits import raise_descriptor_limit
+from postbackd.queue.check import Finding, check_server
+from postbackd.queue.embedded import find_server
+from postbackd.server.listener import bind
+from postbackd.settings import Settings
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def check(settings: Settings) -> int:
+    """Print one line a finding; exit code 1 when the daemon would not run."""
+    findings = [
+        Finding("ok", "configuration: read and valid"),
+        *_queue(settings),
+        _limits(settings),
+        _data_dir(settings),
+        _log(settings),
+        _port(settings),
+        _tls(),
+    ]
+    Policy(settings.security.allow_networks, settings.security.deny_networks)  # a ConfigError says which is no network
+    for finding in findings:
+        click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
+    return ExitCode.FAILED if any(finding.level == "fail" for finding in findings) else ExitCode.OK
+
+
+def _queue(settings: Settings) -> list[Finding]:
+    if settings.queue.url:
+        return check_server(settings.queue.url)
+    try:
+        return [Finding("ok", f"queue: embedded server {find_server(settings.queue.server)}")]
+    except BootError as error:
+        return [Finding("fail", f"queue: {error}")]
+
+
+def _limits(settings: Settings) -> Finding:
+    try:
+        raise_descriptor_limit(settings, frozenset({"ingest", "deliver"}))
+    except BootError as error:
+        return Finding("fail", f"limits: {error}")
+    return Finding("ok", "limits: enough file descriptors")
+
+
+def _data_dir(settings: Settings) -> Finding:
+    path = Path(settings.data_dir)
+    nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return Finding("fail", f"data_dir: {nearest} cannot be written: chown it to the daemon's user, or set data_dir")
+    return Finding("ok", f"data_dir: {path} " + ("can be written" if path.exists() else "will be created"))
+
+
+def _log(settings: Settings) -> Finding:
+    path = Path(settings.log.path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    target = path if path.exists() else folder
+    if not os.access(target, os.W_OK):
+        return Finding("fail", f"log.path: {target} cannot be written: chown it to the daemon's user, or set log.path")
+    return Finding("ok", f"log.path: {path} can be written")
+
+
+def _port(settings: Settings) -> Finding:
+    place = f"{settings.ingest.host}:{settings.ingest.port}"
+    try:
+        with socket.socket() as probe:  # a daemon of ours that runs already is no fault
+            probe.settimeout(1)
+            if probe.connect_ex((settings.ingest.host, settings.ingest.port)) == 0:
+                return Finding("warn", f"ingest: something listens on {place} already; fine if it is this daemon")
+        bind(settings.ingest.host, settings.ingest.port).close()
+    except (BootError, OSError) as error:
+        return Finding("fail", f"ingest: {error}")
+    return Finding("ok", f"ingest: {place} is free")
+
+
+def _tls() -> Finding:
+    from postbackd.delivery.curl_options import find_ca_bundle
+
+    bundle = find_ca_bundle()
+    if bundle is None:
+        return Finding("warn", "tls: no CA certificates found, so https targets fail: apt-get install ca-certificates")
+    return Finding("ok", f"tls: {ssl.OPENSSL_VERSION.split()[0]} certificates from {bundle}")
