@@ -24,6 +24,7 @@ from postbackd.errors import (
     RecordConflictError,
     RequestError,
 )
+from postbackd.scoreboard import Cell
 from postbackd.settings import Ingest as IngestSettings
 from postbackd.settings import Template as TemplateSettings
 
@@ -174,7 +175,7 @@ class IngestDoor:
         schemes: Sequence[str],
         queue: Queue,
         ids: IdSource,
-        count_accepted: Callable[[int], None],
+        cells: "memoryview[int]",
     ) -> None:
         self._max_body_bytes = settings.max_body_bytes
         self._max_items = settings.max_items
@@ -182,7 +183,7 @@ class IngestDoor:
         self._schemes = schemes
         self._queue = queue
         self._ids = ids
-        self._count_accepted = count_accepted
+        self._cells = cells
         self._endpoints: dict[bytes, IngestEndpoint] = {}
 
     def answer(self, env: Environ) -> Answer:
@@ -190,23 +191,27 @@ class IngestDoor:
         try:
             body = self.accept(self._read(env))
         except RequestError as error:
-            return error_answer(error)
+            refusal = error
         except QueueUnsureError as error:
             text = f"The queue did not answer in time: {error} The request may still be delivered."
-            return error_answer(RequestError(503, "queue_unsure", text, retry_after_s=RETRY_AFTER_S))
+            refusal = RequestError(503, "queue_unsure", text, retry_after_s=RETRY_AFTER_S)
         except QueueUnavailableError as error:
             text = f"The queue cannot be reached: {error} Nothing was queued; send the request again."
-            return error_answer(RequestError(503, "queue_unavailable", text, retry_after_s=RETRY_AFTER_S))
+            refusal = RequestError(503, "queue_unavailable", text, retry_after_s=RETRY_AFTER_S)
         except QueueFullError as error:
             text = f"The queue is full: {error} Nothing was queued; send the request again."
-            return error_answer(RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S))
+            refusal = RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S)
         except RecordConflictError:
             text = "Another endpoint is stored under the same digest: change the endpoint in any way."
-            return error_answer(RequestError(422, "endpoint_conflict", text, "endpoint"))
+            refusal = RequestError(422, "endpoint_conflict", text, "endpoint")
         except Exception as error:  # the top of the request: bjoern would answer with a bare 500
             oplog.error("request_failed", error=repr(error))
-            return error_answer(RequestError(500, "internal_error", "postbackd failed; its log says why."))
-        return "202 Accepted", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body
+            refusal = RequestError(500, "internal_error", "postbackd failed; its log says why.")
+        else:
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            return "202 Accepted", headers, body
+        self._cells[Cell.REFUSED if refusal.status < 500 else Cell.UNAVAILABLE] += 1
+        return error_answer(refusal)
 
     def _read(self, env: Environ) -> bytes:
         """The body's bytes, after the checks that need only headers."""
@@ -249,7 +254,7 @@ class IngestDoor:
         else:
             elements = [encode(ids[i], item, i, None) for i, item in enumerate(items)]
         self._queue.enqueue(endpoint.id, endpoint.record, elements)
-        self._count_accepted(len(ids))
+        self._cells[Cell.ACCEPTED] += len(ids)
         return b'{"accepted":%d,"ids":["%b"]}' % (len(ids), '","'.join(map(format_id, ids)).encode())
 
     def _endpoint(self, text: bytes) -> IngestEndpoint:
@@ -367,12 +372,14 @@ def _falcon_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTT
 class IngestApp(falcon.App):  # type: ignore[type-arg]
     """Falcon with a short way for the one request that matters."""
 
-    def __init__(self, door: IngestDoor, paths: Sequence[str]) -> None:
+    def __init__(self, door: IngestDoor, paths: Sequence[str], cells: "memoryview[int]") -> None:
         super().__init__()
         self._door = door
+        self._cells = cells
         self._paths = frozenset(paths)
 
     def __call__(self, env: Environ, start_response: Any) -> Iterable[bytes]:
+        self._cells[Cell.REQUESTS] += 1  # first: it is also the proof that the loop moves
         if env["PATH_INFO"] in self._paths and env["REQUEST_METHOD"] == "POST":
             status, headers, body = self._door.answer(env)
             start_response(status, headers)
@@ -380,9 +387,11 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
         return super().__call__(env, start_response)
 
 
-def create_app(door: IngestDoor, paths: Sequence[str], queue: Queue, is_draining: Callable[[], bool]) -> IngestApp:
-    """The app an ingest process serves."""
-    app = IngestApp(door, paths)
+def create_app(
+    door: IngestDoor, paths: Sequence[str], queue: Queue, is_draining: Callable[[], bool], cells: "memoryview[int]"
+) -> IngestApp:
+    """The app an ingest process serves; `cells` is its slot's row of the scoreboard."""
+    app = IngestApp(door, paths, cells)
     app.set_error_serializer(lambda req, resp, error: _falcon_error(req, resp, error))
     resource = _IngestResource(door)
     for path in paths:

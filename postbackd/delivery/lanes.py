@@ -20,6 +20,7 @@ WAIT_BOUND_MS = 250  # a lane may hold as many waiting postbacks as its host com
 PARK_MIN_MS = 1000  # QUEUE.md "settle, park": below this the same items go round and round
 PARK_MAX_MS = 600_000  # a host that recovers is tried again within ten minutes, whatever stood before
 FIRST_RATE_PER_S = 3.2  # a rate nobody has measured yet: 32 connections that all time out after 10 s
+SUSPENDED_BOUND_MS = 1000  # a name that takes longer to look up has its postbacks parked: they hold up others' claims
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
 SWEEP_EVERY_MS = 10_000
 
@@ -35,6 +36,7 @@ class Lane(Generic[Delivery]):
         "next_park_ms",
         "queued",
         "rate_per_s",
+        "suspended_ms",
         "used_ms",
         "waiting",
         "window_ms",
@@ -51,6 +53,7 @@ class Lane(Generic[Delivery]):
         self.window_ms = now_ms
         self.used_ms = now_ms
         self.next_park_ms = 0
+        self.suspended_ms: int | None = None  # since when its host's name is being looked up
 
     def measure(self, now_ms: int) -> None:
         """Fold the finished window into the rate; half old, half new follows a host within a few windows."""
@@ -63,8 +66,10 @@ class Lane(Generic[Delivery]):
         self.completed = 0
         self.window_ms = now_ms
 
-    def share(self) -> int | None:
+    def share(self, now_ms: int) -> int | None:
         """How many may wait here; None while nothing is known, so that a first burst is not parked in vain."""
+        if self.suspended_ms is not None:
+            return 0 if now_ms - self.suspended_ms > SUSPENDED_BOUND_MS else self.limit
         if self.rate_per_s is None:
             return None
         return max(self.limit, int(self.rate_per_s * WAIT_BOUND_MS / 1000))
@@ -101,7 +106,11 @@ class Lanes(Generic[Delivery]):
         lane.waiting.append(delivery)
         lane.used_ms = now_ms
         self.waiting += 1
-        if not lane.queued and lane.in_flight < lane.limit:
+        self._queue(lane)
+
+    def _queue(self, lane: Lane[Delivery]) -> None:
+        """Give the lane a turn when it has work and room."""
+        if lane.waiting and not lane.queued and lane.in_flight < lane.limit and lane.suspended_ms is None:
             lane.queued = True
             self._turns.append(lane)
 
@@ -125,9 +134,26 @@ class Lanes(Generic[Delivery]):
         lane.in_flight -= 1
         lane.completed += 1
         lane.used_ms = now_ms
-        if lane.waiting and not lane.queued:
-            lane.queued = True
-            self._turns.append(lane)
+        self._queue(lane)
+
+    def suspend(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
+        """Take back what `take` gave: its host's address is not known yet. No more turns until `resume`."""
+        lane = self._lanes[host_key]
+        lane.in_flight -= 1
+        lane.waiting.appendleft(delivery)
+        self.waiting += 1
+        if lane.suspended_ms is None:
+            lane.suspended_ms = now_ms
+        if lane.queued:
+            lane.queued = False
+            self._turns.remove(lane)
+
+    def resume(self, host_key: str) -> None:
+        """The host's address is known now, or known not to be."""
+        lane = self._lanes.get(host_key)
+        if lane is not None and lane.suspended_ms is not None:
+            lane.suspended_ms = None
+            self._queue(lane)
 
     def overflow(self, now_ms: int) -> Iterator[tuple[Delivery, int]]:
         """Take out the postbacks that wait beyond their lane's share: each with its delay in ms, to be parked."""
@@ -135,7 +161,7 @@ class Lanes(Generic[Delivery]):
             self._sweep(now_ms)
         for lane in self._lanes.values():
             lane.measure(now_ms)
-            share = lane.share()
+            share = lane.share(now_ms)
             if share is None:
                 continue
             while len(lane.waiting) > share:
@@ -156,7 +182,10 @@ class Lanes(Generic[Delivery]):
         idle = [
             key
             for key, lane in self._lanes.items()
-            if not lane.waiting and not lane.in_flight and now_ms - lane.used_ms > IDLE_LANE_MS
+            if not lane.waiting
+            and not lane.in_flight
+            and now_ms - lane.used_ms > IDLE_LANE_MS
+            and lane.suspended_ms is None
         ]
         for key in idle:
             del self._lanes[key]

@@ -140,17 +140,13 @@ class Transfers(Generic[Tag]):
         self.ready: set[int] = set()  # watched descriptors that the last poll found readable
 
     def watch(self, descriptor: int) -> None:
-        """Have `poll` return when the descriptor is readable (level-triggered)."""
+        """Have `poll` return when the descriptor is readable (level-triggered), until it is closed.
+
+        Closing it is enough: the kernel forgets it then. Its number may stand for another one later, so `ready` says
+        where to look, not what is there.
+        """
         self._watched.add(descriptor)
         self.epoll.register(descriptor, select.EPOLLIN)
-
-    def unwatch(self, descriptor: int) -> None:
-        """Forget a descriptor, which may be closed already."""
-        self._watched.discard(descriptor)
-        try:
-            self.epoll.unregister(descriptor)
-        except OSError:
-            return  # closed: the kernel has forgotten it too
 
     def start(self, request: Request, tag: Tag) -> None:
         """Start a transfer; its result comes from a later `poll`."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from postbackd.clock import Clock
-from postbackd.errors import LeaseLostError, QueueUnavailableError
+from postbackd.errors import LeaseLostError, QueueUnavailableError, QueueUnsureError
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.scripts import CLAIM, RECLAIM, SETTLE, is_noscript
@@ -22,6 +22,7 @@ from postbackd.queue.wire import Argument, Wire, error_of, pack
 BATCH = 512  # items of a claim, outcomes of a settle
 MAX_HELD = 8192 - BATCH
 CALL_TIMEOUT_S = 5.0
+SILENCE_MS = 5_000
 RETRY_MS = 500
 RETRY_SHARE = 4  # a try that took long is followed by a pause this many times as long: transfers go on meanwhile
 
@@ -77,7 +78,7 @@ class LeaseClient:
     ) -> None:
         self._url = url
         self._keys = keys
-        self._worker = worker
+        self.worker = worker
         self._lease_timeout_ms = lease_timeout_ms
         self._clock = clock
         self._count_error = count_error
@@ -90,6 +91,7 @@ class LeaseClient:
         self._outcomes: deque[Outcome] = deque()
         self._sent: list[Outcome] = []  # in an exchange that is not confirmed yet
         self._wanted = 0
+        self._sent_ms = 0
         self._replies: list[Any] | None = None  # of the running exchange; None: there is none
         self.generation = 0  # counts the connections: a new one has a new descriptor
         self.run_id = b""
@@ -150,7 +152,7 @@ class LeaseClient:
         self.last_error = ""
         return True
 
-    def send(self, wanted: int) -> bool:
+    def send(self, wanted: int, now_ms: int = 0) -> bool:
         """Send what is to be settled and claim up to `wanted` items; whether it went out. Only when not busy."""
         wire = self._wire
         if wire is None or not wire.is_open:
@@ -159,7 +161,8 @@ class LeaseClient:
             outcomes = self._outcomes
             self._sent = [outcomes.popleft() for _ in range(min(BATCH, len(outcomes)))]
         self._wanted = wanted
-        arguments = (self._worker, self._base, self._held - len(self._sent), wanted, self._lease_timeout_ms)
+        self._sent_ms = now_ms
+        arguments = (self.worker, self._base, self._held - len(self._sent), wanted, self._lease_timeout_ms)
         packet = CLAIM.packed(self._claim_keys, arguments)
         if self._sent:
             packet = self._packed_settle(self._sent) + packet
@@ -170,6 +173,11 @@ class LeaseClient:
             self._failed(error)
             return False
         return True
+
+    def give_up_on_silence(self, now_ms: int) -> None:
+        """End an exchange whose answer does not come (a stopped server): a new connection asks again."""
+        if self._replies is not None and now_ms - self._sent_ms > SILENCE_MS:
+            self._failed(QueueUnsureError(f"no answer from Redis for {SILENCE_MS // 1000} s."))
 
     def receive(self) -> Claim | None:
         """The answer of the exchange when all of it is there, None when it is not. Raises LeaseLostError.
@@ -205,7 +213,7 @@ class LeaseClient:
         if any(is_noscript(reply) for reply in replies):  # SCRIPT FLUSH: neither was run
             wire.pipeline([script.load_command() for script in (CLAIM, SETTLE, RECLAIM)])
             self._replies = None
-            self.send(self._wanted)
+            self.send(self._wanted, self._sent_ms)
             return None
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
@@ -219,7 +227,7 @@ class LeaseClient:
         reply = replies[-1]
         if reply[0] != b"ok":
             raise LeaseLostError(
-                f"the lease of {self._worker} was reclaimed, or the server went back in time: a new worker takes over"
+                f"the lease of {self.worker} was reclaimed, or the server went back in time: a new worker takes over"
             )
         _, base, items, next_due_ms, expired = reply
         self._base = base + len(items)

@@ -253,7 +253,6 @@ def test_watched_descriptor_ends_the_wait() -> None:
     os.write(writer, b"x")
     subject.poll(60_000)
     assert subject.ready == {reader}
-    subject.unwatch(reader)
     os.close(reader)
     os.close(writer)
     subject.poll(0)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""What runs in the supervisor's children: their parts put together, from the first connection to the exit code.
+
+Everything that holds a connection, a thread or a file is made here, after the fork.
+"""
+
+import contextlib
+import signal
+import socket
+from pathlib import Path
+
+from postbackd import oplog
+from postbackd.clock import Clock
+from postbackd.delivery.curl_options import CurlOptions
+from postbackd.delivery.egress import Policy
+from postbackd.delivery.intake import Intake
+from postbackd.delivery.log import DeliveryLog
+from postbackd.delivery.names import Names
+from postbackd.delivery.outcome import RetryPolicy
+from postbackd.delivery.recorder import Delivery, Recorder
+from postbackd.delivery.resolver import Resolver
+from postbackd.delivery.transfer import Transfers
+from postbackd.delivery.worker import DeliveryWorker
+from postbackd.errors import ExitCode, LeaseLostError
+from postbackd.ingest import IngestDoor, create_app
+from postbackd.queue.check import refuse_unfit
+from postbackd.queue.enqueuer import Enqueuer
+from postbackd.queue.idle_wait import IdleWait
+from postbackd.queue.keys import Keys
+from postbackd.queue.lease_client import LeaseClient
+from postbackd.queue.link import Link
+from postbackd.queue.worker_number import WorkerNumber
+from postbackd.scoreboard import Cell, monotonic_ms
+from postbackd.server.listener import serve
+from postbackd.settings import Settings
+from postbackd.worker_pool import SlotContext
+
+QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
+
+
+def _redis_error_counter(context: SlotContext) -> "_Counter":
+    return _Counter(context.cells, Cell.REDIS_ERRORS)
+
+
+class _Counter:
+    """Adds one to a cell each time it is called."""
+
+    def __init__(self, cells: "memoryview[int]", cell: Cell) -> None:
+        self._cells = cells
+        self._cell = cell
+
+    def __call__(self) -> None:
+        self._cells[self._cell] += 1
+
+
+def _look_at_queue(context: SlotContext, url: str) -> None:
+    """Refuse an unfit queue server; the first worker of a role says what is to be warned of."""
+    for finding in refuse_unfit(url, QUEUE_WAIT_S, lambda: None):
+        if context.index == 0:
+            oplog.warning("queue_server", finding=finding.text)
+
+
+def ingest_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str) -> int:
+    """An ingest process: take requests until SIGTERM, then answer what was read."""
+    _look_at_queue(context, url)
+    clock = Clock()
+    keys = Keys(settings.queue.prefix)
+    link = Link(url, clock, _redis_error_counter(context))
+    enqueuer = Enqueuer(link, keys, settings.queue.max_depth)
+    numbers = WorkerNumber(Path(settings.data_dir), keys, link, clock)
+    numbers.generator()  # now, so that the first request does not wait for it
+    draining = False
+
+    def on_drain() -> None:
+        nonlocal draining
+        draining = True
+
+    door = IngestDoor(settings.ingest, settings.template, settings.security.schemes, enqueuer, numbers, context.cells)
+    app = create_app(door, settings.ingest.paths, enqueuer, lambda: draining, context.cells)
+    serve(
+        listener,
+        app,
+        on_drain,
+        settings.delivery.drain_timeout,
+        beat=context.beat,
+        progress=lambda: context.cells[Cell.REQUESTS],
+        drain_delay_s=settings.ingest.drain_delay,
+    )
+    return ExitCode.OK
+
+
+class _Flags:
+    """What signals ask a delivery worker for, and a descriptor that becomes readable when one comes.
+
+    Python goes on with an interrupted epoll wait after a handler that raises nothing (PEP 475): a flag alone would be
+    seen up to a second later.
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.reopen = False
+        self._out, self._in = socket.socketpair()
+        self._out.setblocking(False)
+        self._in.setblocking(False)
+        signal.set_wakeup_fd(self._in.fileno(), warn_on_full_buffer=False)
+
+    def fileno(self) -> int:
+        return self._out.fileno()
+
+    def clear(self) -> None:
+        """Take what woke us."""
+        with contextlib.suppress(BlockingIOError):
+            self._out.recv(4096)
+
+    def handle_term(self) -> None:
+        self.stop = True
+
+    def handle_usr1(self) -> None:
+        self.reopen = True
+
+
+class _Deaths:
+    """The dead incarnations that the supervisor has noted since the last call."""
+
+    def __init__(self, context: SlotContext) -> None:
+        self._scoreboard = context.scoreboard
+        self._seen = 0
+
+    def __call__(self) -> list[str]:
+        self._seen, names = self._scoreboard.deaths_since(self._seen)
+        return names
+
+
+def deliver_main(context: SlotContext, settings: Settings, url: str) -> int:
+    """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest."""
+    flags = _Flags()
+    context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
+    log = DeliveryLog(settings.log.path)
+    _look_at_queue(context, url)
+    worker = _delivery_worker(context, settings, url, log, flags.fileno())
+    try:
+        while not flags.stop:
+            context.beat()
+            worker.turn(monotonic_ms())
+            if flags.reopen:
+                flags.reopen = False
+                flags.clear()
+                log.reopen(monotonic_ms())
+    except LeaseLostError:
+        # Others have these postbacks by now: no attempt more, but those under way may end and be logged.
+        worker.drain(_drain_deadline_ms(settings), context.beat, gives_back=False)
+        raise
+    flags.clear()
+    worker.drain(_drain_deadline_ms(settings), context.beat)
+    return ExitCode.OK
+
+
+def _drain_deadline_ms(settings: Settings) -> int:
+    return monotonic_ms() + int(settings.delivery.drain_timeout * 1000)
+
+
+def _delivery_worker(
+    context: SlotContext, settings: Settings, url: str, log: DeliveryLog, wake_up: int
+) -> DeliveryWorker:
+    clock = Clock()
+    keys = Keys(settings.queue.prefix)
+    policy = RetryPolicy(settings.retry)
+    verdict = Policy(settings.security.allow_networks, settings.security.deny_networks).verdict
+    lease_timeout_ms = int(settings.queue.lease_timeout * 1000)
+    lease = LeaseClient(url, keys, context.worker, lease_timeout_ms, clock, _redis_error_counter(context))
+    recorder = Recorder(log, lease, policy, context.cells, context.place, settings.log.body_bytes)
+    transfers: Transfers[Delivery] = Transfers(
+        settings.delivery.in_flight, settings.delivery.max_response_bytes, CurlOptions(settings.delivery), verdict
+    )
+    transfers.watch(wake_up)
+    resolver = Resolver(verdict)
+    return DeliveryWorker(
+        settings,
+        context.cells,
+        clock,
+        lease,
+        IdleWait(url, keys),
+        transfers,
+        Names(resolver),
+        resolver.fileno(),
+        log,
+        recorder,
+        Intake(lease, recorder, policy, settings.template.allow_host),
+        _Deaths(context),
+    )

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+"""The delivery worker: one loop, claim → lanes → transfer → settle. The states of a claimed postback:
+
+    claimed ── intake ──> in its host's lane ── turn ──> in flight ── result ──> settled (delivered, later or dead)
+                  └─> parked or dead at once     └─> parked (more than its host can take)
+
+`turn(now_ms)` does everything once and waits at most once, in `Transfers.poll`. Redis away stops nothing that is in
+flight: outcomes wait, and are settled when it is back. Times here are monotonic; server time comes from the clock.
+"""
+
+from collections.abc import Callable
+
+from postbackd import oplog
+from postbackd.clock import Clock
+from postbackd.codec import ErrorClass
+from postbackd.delivery.curl_options import Request
+from postbackd.delivery.intake import Intake
+from postbackd.delivery.lanes import Lanes
+from postbackd.delivery.log import DeliveryLog
+from postbackd.delivery.names import Failed, Names
+from postbackd.delivery.pace import BATCH, Pace
+from postbackd.delivery.recorder import Delivery, Recorder, no_transfer
+from postbackd.delivery.transfer import Transfers
+from postbackd.errors import LeaseLostError, QueueUnavailableError
+from postbackd.queue.idle_wait import IdleWait
+from postbackd.queue.lease_client import MAX_HELD, Claim, LeaseClient
+from postbackd.scoreboard import Cell, monotonic_ms
+from postbackd.settings import Settings
+from postbackd.template_values import RenderError
+
+LONGEST_TURN_MS = 1000
+OVERFLOW_EVERY_MS = 100
+PARK_ROOM = MAX_HELD - BATCH
+CLAIM_WITHOUT_WAIT_MS = 500  # the idle wait cannot be armed: claim by the clock
+SETTLE_PAUSE_MS = 100
+
+
+class DeliveryWorker:
+    """One worker's parts and its loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        cells: "memoryview[int]",
+        clock: Clock,
+        lease: LeaseClient,
+        idle_wait: IdleWait,
+        transfers: Transfers[Delivery],
+        names: Names,
+        resolver_descriptor: int,
+        log: DeliveryLog,
+        recorder: Recorder,
+        intake: Intake,
+        take_deaths: Callable[[], list[str]],
+    ) -> None:
+        self._settings = settings
+        self._cells = cells
+        self._clock = clock
+        self._lease = lease
+        self._idle_wait = idle_wait
+        self._transfers = transfers
+        self._names = names
+        self._resolver_descriptor = resolver_descriptor
+        self._log = log
+        self._recorder = recorder
+        self._intake = intake
+        self._take_deaths = take_deaths
+        self._in_flight_limit = settings.delivery.in_flight
+        self._lanes: Lanes[Delivery] = Lanes(self._host_limit)
+        self._pace = Pace(self._in_flight_limit)
+        self._timeout_ms = int(settings.delivery.timeout * 1000)
+        self._watched: dict[str, int] = {}  # connection → the generation that is in the epoll
+        self._to_reclaim: dict[str, str] = {}  # worker → why
+        self._oldest_ms: int | None = None  # when the oldest unsettled outcome came
+        self._overflowed_ms = 0
+        self._is_empty = False  # the queue, as far as the last claim and the idle wait say
+        self._look_again_ms = 0
+        self._claims = True
+        self._was_away = False
+        transfers.watch(resolver_descriptor)
+
+    def _host_limit(self, host_key: str) -> int:
+        host = self._settings.hosts.get(host_key)
+        return self._settings.delivery.per_host if host is None or host.per_host is None else host.per_host
+
+    # The loop
+
+    def turn(self, now_ms: int) -> None:
+        """Everything once. Raises LeaseLostError when the lease is not ours any more."""
+        results = self._transfers.poll(self._wait_ms(now_ms))
+        now_ms = monotonic_ms()
+        if results:
+            server_ms = self._clock.now_ms()
+            for delivery, result in results:
+                self._recorder.attempt_ended(delivery, result, server_ms)
+                assert delivery.rendered is not None
+                self._lanes.done(delivery.rendered.host_key, now_ms)
+        self._pace.completed(len(results), now_ms)
+        if self._resolver_descriptor in self._transfers.ready:
+            for host_key in self._names.take_resolved():
+                self._lanes.resume(host_key)
+        self._listen_to_queue(now_ms)
+        if now_ms - self._overflowed_ms >= OVERFLOW_EVERY_MS:
+            self._overflowed_ms = now_ms
+            for delivery, delay_ms in self._lanes.overflow(now_ms):
+                self._recorder.park(delivery.token, delay_ms)
+        self._start_transfers(now_ms)
+        self._talk_to_queue(now_ms)
+        self._cells[Cell.IN_FLIGHT] = self._transfers.in_flight
+        self._cells[Cell.WAITING] = self._lanes.waiting
+
+    def _wait_ms(self, now_ms: int) -> int:
+        """How long nothing needs to happen, should nothing come in."""
+        if self._lease.unsettled and self._oldest_ms is None:
+            self._oldest_ms = now_ms
+        if self._lease.busy or not self._lease.is_connected:
+            wait_ms = SETTLE_PAUSE_MS
+        else:
+            may_find = self._claims and not self._is_empty
+            wait_ms = self._pace.next_ms(now_ms, self._open_items(), self._oldest_ms, may_find)
+        if self._lanes.waiting:
+            wait_ms = min(wait_ms, OVERFLOW_EVERY_MS)
+        return min(wait_ms, LONGEST_TURN_MS)
+
+    def _open_items(self) -> int:
+        """Items held that have no outcome yet."""
+        return self._lease.held - self._lease.unsettled
+
+    # Transfers
+
+    def _start_transfers(self, now_ms: int) -> None:
+        while self._transfers.in_flight < self._in_flight_limit:
+            taken = self._lanes.take()
+            if taken is None:
+                return
+            self._start(*taken, now_ms)
+
+    def _start(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
+        server_ms = self._clock.now_ms()
+        rendered = delivery.rendered
+        if rendered is None and not self._render(delivery, server_ms):
+            self._lanes.done(host_key, now_ms)
+            return
+        rendered = delivery.rendered
+        assert rendered is not None
+        found = self._names.look_up(host_key, rendered.url.partition(":")[0], now_ms)
+        if found is None:
+            self._lanes.suspend(host_key, delivery, now_ms)
+            return
+        delivery.started_ms = server_ms
+        if isinstance(found, Failed):
+            error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
+            self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
+            self._lanes.done(host_key, now_ms)
+            return
+        record = delivery.endpoint.record
+        timeout_ms = self._timeout_ms
+        if record.timeout is not None:
+            timeout_ms = int(record.timeout * 1000)
+        elif (host := self._settings.hosts.get(host_key)) is not None and host.timeout is not None:
+            timeout_ms = int(host.timeout * 1000)
+        self._transfers.start(
+            Request(record.method, rendered.url, rendered.headers, rendered.body, timeout_ms, found.resolve), delivery
+        )
+
+    def _render(self, delivery: Delivery, server_ms: int) -> bool:
+        """Fill the template; a postback that cannot be rendered is given up."""
+        item = delivery.item
+        try:
+            delivery.rendered = delivery.endpoint.render(item.values, item.postback_id, item.attempt, server_ms)
+        except RenderError as error:
+            self._recorder.gave_up(delivery, "render_error", error.error_class, str(error), server_ms)
+            return False
+        return True
+
+    # The queue
+
+    def _listen_to_queue(self, now_ms: int) -> None:
+        ready = self._transfers.ready
+        if self._idle_wait.is_armed and self._idle_wait.fileno() in ready and self._idle_wait.receive():
+            self._is_empty = False
+        if self._lease.busy and self._lease.fileno() in ready:
+            claim = self._lease.receive()
+            if claim is not None:
+                self._take(claim, now_ms)
+        if self._intake.waiting:
+            deliveries: list[Delivery] = []
+            self._intake.fetch(deliveries, self._clock.now_ms())
+            self._add(deliveries, now_ms)
+
+    def _take(self, claim: Claim, now_ms: int) -> None:
+        self._cells[Cell.CLAIMED] += len(claim.items)
+        if claim.expired_worker is not None:
+            self._to_reclaim.setdefault(claim.expired_worker, "timeout")
+        self._oldest_ms = now_ms if self._lease.unsettled else None
+        if claim.items:
+            self._is_empty = False
+            self._add(self._intake.accept(claim.items, self._clock.now_ms()), now_ms)
+        elif claim.came_short:
+            self._wait_for_work(claim.next_due_ms, now_ms)
+
+    def _add(self, deliveries: list[Delivery], now_ms: int) -> None:
+        for delivery in deliveries:
+            host_key = delivery.endpoint.host_key
+            if not host_key:  # a placeholder in the host: only the rendered URL says whose lane it is
+                if not self._render(delivery, self._clock.now_ms()):
+                    continue
+                assert delivery.rendered is not None
+                host_key = delivery.rendered.host_key
+            self._lanes.add(host_key, delivery, now_ms)
+
+    def _wait_for_work(self, next_due_ms: int | None, now_ms: int) -> None:
+        """The queue is empty: block on the server until something comes, or is due."""
+        self._is_empty = True
+        self._look_again_ms = now_ms + CLAIM_WITHOUT_WAIT_MS
+        if self._idle_wait.is_armed or not self._claims:
+            return
+        wait_ms = LONGEST_TURN_MS if next_due_ms is None else next_due_ms
+        if self._idle_wait.arm(wait_ms):
+            self._watch("idle_wait", self._idle_wait.generation, self._idle_wait.fileno())
+
+    def _talk_to_queue(self, now_ms: int) -> None:
+        lease = self._lease
+        for name in self._take_deaths():
+            self._to_reclaim[name] = "death"
+        if lease.unsettled and self._oldest_ms is None:
+            self._oldest_ms = now_ms
+        if lease.busy:
+            lease.give_up_on_silence(now_ms)
+            if self._log.waiting > BATCH:
+                self._log.flush(now_ms)
+            return
+        if self._is_empty and not self._idle_wait.is_armed and now_ms >= self._look_again_ms:
+            self._is_empty = False
+        may_find = self._claims and not self._is_empty
+        open_items = self._open_items()
+        if not self._pace.is_due(now_ms, open_items, lease.unsettled, self._oldest_ms, may_find):
+            return
+        self._log.flush(now_ms)
+        self._cells[Cell.LOG_LINES_LOST] += self._log.take_lines_lost()
+        if not self._connect(now_ms):
+            return
+        self._reclaim_others()
+        wanted = self._pace.room(open_items) if self._claims and lease.held < PARK_ROOM else 0
+        if lease.send(wanted, now_ms):
+            self._pace.sent(now_ms)
+            self._oldest_ms = None
+
+    def _connect(self, now_ms: int) -> bool:
+        lease = self._lease
+        if lease.connect(now_ms):
+            self._watch("lease", lease.generation, lease.fileno())
+            if self._was_away:
+                self._was_away = False
+                oplog.info("redis_found", unsettled=lease.unsettled)
+            return True
+        if not self._was_away:
+            self._was_away = True
+            oplog.warning(
+                "redis_lost", error=lease.last_error, unsettled=lease.unsettled, in_flight=self._transfers.in_flight
+            )
+        return False
+
+    def _watch(self, name: str, generation: int, descriptor: int) -> None:
+        """Have a connection's descriptor in the epoll; that of the connection before it went with its close."""
+        if self._watched.get(name) != generation:
+            self._watched[name] = generation
+            self._transfers.watch(descriptor)
+
+    def _reclaim_others(self) -> None:
+        """Give back the leases of workers that are dead or silent; what fails is tried again."""
+        for worker, why in list(self._to_reclaim.items()):
+            try:
+                count = self._lease.reclaim(worker, why)
+            except QueueUnavailableError:
+                return
+            del self._to_reclaim[worker]
+            self._is_empty = False
+            if count:
+                self._cells[Cell.RECLAIMED] += 1
+                oplog.warning("lease_reclaimed", worker=worker, why=why, postbacks=count)
+
+    # The end
+
+    def drain(self, deadline_ms: int, beat: Callable[[], None], *, gives_back: bool = True) -> None:
+        """Start nothing more, let transfers end, settle, give back the rest. At a stop, and after a lost lease."""
+        self._claims = False
+        self._idle_wait.close()
+        for _ in self._lanes.drop_waiting():
+            continue  # still leased: given back below
+        self._in_flight_limit = 0
+        while (self._transfers.in_flight or self._lease.unsettled) and monotonic_ms() < deadline_ms:
+            beat()
+            try:
+                self.turn(monotonic_ms())
+            except LeaseLostError as error:
+                if gives_back:
+                    oplog.warning("lease_lost", detail=error)
+                gives_back = False
+                if not self._transfers.in_flight:
+                    break
+        self._log.flush(monotonic_ms())
+        if gives_back:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        lease = self._lease
+        if lease.busy:
+            lease.wait()
+        if not lease.held or not lease.connect(monotonic_ms()):
+            return
+        try:
+            count = lease.reclaim(lease.worker, "drain")
+        except QueueUnavailableError as error:
+            oplog.warning("lease_not_given_back", error=error, hint="it is reclaimed after queue.lease_timeout")
+            return
+        if count:
+            oplog.info("lease_given_back", postbacks=count)
