@@ -36,6 +36,7 @@ KILL_MARGIN_MS = 5_000  # workers keep the drain's limit themselves, then settle
 FAILED_BOOT_MS = 5_000  # for the others to end when one worker could not start at all
 QUEUE_STOP_S = 30.0
 SLOW_START_MS = 15_000
+START_LOOK_MS = 20  # between looks while the workers start: whoever waits for "ready" is told at once
 
 IngestMain = Callable[[SlotContext, Settings, socket.socket, str], int]
 DeliverMain = Callable[[SlotContext, Settings, str], int]
@@ -196,6 +197,8 @@ class Supervisor:
 
     def _wait_ms(self) -> int:
         now_ms = monotonic_ms()
+        if not self._was_ready and now_ms - self._started_ms < SLOW_START_MS:
+            return START_LOOK_MS
         due_ms = [pool.next_due_ms() for pool in self._pools]
         due_ms += [self._queue_due_ms, self._watchdog_due_ms if self._watchdog_ms else None]
         return max(0, min([now_ms + LONGEST_WAIT_MS, *(due for due in due_ms if due is not None)]) - now_ms)
