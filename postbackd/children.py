@@ -13,6 +13,7 @@ from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.delivery.curl_options import CurlOptions
 from postbackd.delivery.egress import Policy
+from postbackd.delivery.endpoints import Endpoints
 from postbackd.delivery.intake import Intake
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Names
@@ -185,6 +186,6 @@ def _delivery_worker(
         resolver.fileno(),
         log,
         recorder,
-        Intake(lease, recorder, policy, settings.template.allow_host),
+        Intake(lease, recorder, Endpoints(settings), settings.retry.expires_after),
         _Deaths(context),
     )

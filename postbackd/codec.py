@@ -83,6 +83,7 @@ class Item(msgspec.Struct):
     reclaims: int = 0
     start_ms: int | None = None
     expires_after_s: float | None = None
+    has_trail: bool = False
 
     @property
     def attempt(self) -> int:
@@ -166,6 +167,7 @@ def _decode_with_trail(data: bytes) -> Item:
     if unpacker.tell() != len(data) or not objects or type(objects[0]) is not list:
         raise CodecError("not a queue item: it is cut short or does not begin with an array")
     item = _item_of(objects[0])
+    item.has_trail = len(objects) > 1
     for entry in objects[1:]:
         _apply_trail(item, entry)
     return item
@@ -221,6 +223,11 @@ def parse_id(text: str) -> int:
     if len(text) != 16 or not set(text) <= set("0123456789abcdef"):
         raise ValueError(f"a postback id has 16 lowercase hex digits: {text[:40]!r}")
     return int(text, 16)
+
+
+def first_id(at_ms: int) -> int:
+    """The smallest id that could have been given out at a time (ms since 1970)."""
+    return max(at_ms - EPOCH_MS, 0) << (WORKER_BITS + SEQUENCE_BITS)
 
 
 def accept_ms(postback_id: int) -> int:

@@ -10,7 +10,9 @@ A value never changes the URL's structure: it is percent-encoded, and one that m
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from postbackd import url as urls
 from postbackd.codec import BodyTemplate, EndpointRecord, ErrorClass, format_id
@@ -38,7 +40,7 @@ JSON_TYPE = "application/json"
 _DOT_SEGMENT = re.compile(r"(?<=/)(?:\.|%2[eE]){1,2}(?=/|$)")
 
 
-class Rendered(NamedTuple):
+class Rendered(msgspec.Struct, frozen=True, gc=False):
     """A request as it is sent."""
 
     url: str
@@ -99,7 +101,12 @@ class _Text:
         parts = self._parts.copy()
         for position, field, encode, missing in self._slots:
             value = values[field]
-            parts[position] = missing if value is None else encode(value)
+            if value is None:
+                parts[position] = missing
+            elif encode is url_value and type(value) is str and value.isalnum() and value.isascii():
+                parts[position] = value  # most values: nothing to encode, and 0.2 µs for two calls saved
+            else:
+                parts[position] = encode(value)
         return "".join(parts)
 
 
@@ -174,7 +181,7 @@ class _Url:
 
     def __init__(self, compiler: _Compiler, text: str, allow_host: bool) -> None:
         scheme, authority, path, query = split_url(parse(text))
-        self._scheme = scheme
+        self.scheme = scheme
         self.host_key = ""
         self._authority: _Text | None = None
         head = f"{scheme}://"
@@ -209,10 +216,10 @@ class _Url:
         text, host_key = self._rest.render(values), self.host_key
         if self._authority is not None:
             try:
-                parsed = urls.parse_authority(self._authority.render(values), self._scheme)
+                parsed = urls.parse_authority(self._authority.render(values), self.scheme)
             except UrlError as error:
                 raise RenderError(str(error)) from None
-            text, host_key = f"{self._scheme}://{parsed.text()}{text}", parsed.key
+            text, host_key = f"{self.scheme}://{parsed.text()}{text}", parsed.key
         if self._path_has_values and ("/." in text or "%2" in text):
             path = text.split("?", 1)[0]
             if len(_DOT_SEGMENT.findall(path)) > self._dot_segments:
@@ -291,6 +298,8 @@ class CompiledEndpoint:
         compiler = _Compiler(record)
         self.record = record
         self._url = _Url(compiler, record.url, allow_host)
+        self.host_key = self._url.host_key  # `host` or `host:port`; empty where the host is a placeholder
+        self.scheme = self._url.scheme
         self._body = _Body(compiler, record.body)
         self._headers = [self._compile_header(compiler, name, value) for name, value in record.headers]
         names = {name.lower() for name, _ in record.headers}
@@ -300,6 +309,17 @@ class CompiledEndpoint:
         self._headers_are_constant = len(self._constant_headers) == len(self._headers)
         self._field_count = len(record.fields)
         self._uses_built_ins = compiler.uses_built_ins
+        self._has_body = record.body != "none"
+
+    @property
+    def has_constant_headers(self) -> bool:
+        """Whether every postback has the same headers."""
+        return self._headers_are_constant
+
+    @property
+    def constant_headers(self) -> Sequence[bytes]:
+        """The header lines that have no placeholder."""
+        return self._constant_headers
 
     def _compile_header(self, compiler: _Compiler, name: str, value: str) -> bytes | tuple[str, _Text]:
         pieces = parse(value)
@@ -309,11 +329,6 @@ class CompiledEndpoint:
         text = _Text(compiler, pieces, str, header_value)
         _check_drop(compiler, text, "header " + name)
         return _header_line(name, text.constant) if text.constant is not None else (name, text)
-
-    @property
-    def host_key(self) -> str:
-        """`host` or `host:port`; empty where the host is a placeholder."""
-        return self._url.host_key
 
     def render(self, values: Sequence[Any], postback_id: int, attempt: int, now_ms: int) -> Rendered:
         """The request of one postback: values by the record's fields, nils at the end left off. Raises RenderError."""
@@ -325,7 +340,7 @@ class CompiledEndpoint:
             values = [*values, format_id(postback_id), now_ms // 1000, now_ms, attempt]
         url, host_key = self._url.render(values)
         headers = self._constant_headers if self._headers_are_constant else self._render_headers(values)
-        return Rendered(url, host_key, headers, self._body.render(values, sent))
+        return Rendered(url, host_key, headers, self._body.render(values, sent) if self._has_body else None)
 
     def _render_headers(self, values: Sequence[Any]) -> list[bytes]:
         return [

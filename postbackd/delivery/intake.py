@@ -7,45 +7,26 @@ or parked here, before it is touched.
 
 from collections.abc import Sequence
 
-from postbackd.codec import CodecError, ErrorClass, Item, decode_item, decode_record, trail_attempt
-from postbackd.delivery.outcome import RetryPolicy
+from postbackd.codec import CodecError, ErrorClass, Item, decode_item, first_id, trail_attempt
+from postbackd.delivery.endpoints import Endpoint, Endpoints
 from postbackd.delivery.recorder import Delivery, Recorder
+from postbackd.delivery.schedule import expires_at_ms
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.lease_client import LeaseClient
-from postbackd.template import CompiledEndpoint
-from postbackd.template_syntax import TemplateError
-from postbackd.url import UrlError
 
 MAX_RECLAIMS = 5  # an item that was in the hands of so many dying workers may be what kills them
 MAX_MISSING = 10
 MISSING_PARK_MS = 60_000
-MAX_ENDPOINTS = 16_384  # kept compiled
-
-
-class Endpoint:
-    """A compiled endpoint, or why its record cannot be compiled."""
-
-    __slots__ = ("compiled", "fault", "hex")
-
-    def __init__(self, endpoint_id: bytes, record: bytes, allow_host: bool) -> None:
-        self.hex = endpoint_id.hex()
-        self.compiled: CompiledEndpoint | None = None
-        self.fault = ""
-        try:
-            self.compiled = CompiledEndpoint(decode_record(record), allow_host=allow_host)
-        except (CodecError, TemplateError, UrlError) as error:
-            self.fault = str(error)
 
 
 class Intake:
     """What a worker has claimed and not put into a lane yet."""
 
-    def __init__(self, lease: LeaseClient, recorder: Recorder, policy: RetryPolicy, allow_host: bool) -> None:
+    def __init__(self, lease: LeaseClient, recorder: Recorder, endpoints: Endpoints, expires_after_s: float) -> None:
         self._lease = lease
         self._recorder = recorder
-        self._policy = policy
-        self._allow_host = allow_host
-        self._endpoints: dict[bytes, Endpoint] = {}
+        self._endpoints = endpoints
+        self._expires_after_ms = int(expires_after_s * 1000)
         self._run_id = b""
         self._without_record: list[tuple[int, Item]] = []
 
@@ -58,18 +39,20 @@ class Intake:
         """The deliveries of one claim. `now_ms` is server time."""
         deliveries: list[Delivery] = []
         unknown = self._without_record
+        get = self._endpoints.get
+        # Below this id a fresh element, which has no expiry of its own, may have expired: one comparison for most.
+        old_id = first_id(now_ms - self._expires_after_ms)
         for token, data in claimed:
             try:
                 item = decode_item(data)
             except CodecError as error:
                 self._recorder.unusable(token, None, "poison", str(error), now_ms)
                 continue
-            if item.reclaims >= MAX_RECLAIMS:
-                self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms)
-            elif item.start_ms is not None and item.start_ms > now_ms:
-                self._recorder.park(token, item.start_ms - now_ms)
-            elif (endpoint := self._endpoints.get(item.endpoint_id)) is None:
+            endpoint = get(item.endpoint_id)
+            if endpoint is None:
                 unknown.append((token, item))
+            elif item.postback_id > old_id and not item.has_trail and endpoint.compiled is not None:
+                deliveries.append(Delivery(token, item, endpoint))
             else:
                 self._take(token, item, endpoint, deliveries, now_ms)
         if unknown:
@@ -83,16 +66,14 @@ class Intake:
         if self._lease.run_id != self._run_id:
             self._run_id = self._lease.run_id
             self._endpoints.clear()
-        wanted = {item.endpoint_id for _, item in self._without_record} - self._endpoints.keys()
+        wanted = {item.endpoint_id for _, item in self._without_record if self._endpoints.get(item.endpoint_id) is None}
         try:
             records = self._lease.endpoint_records(list(wanted)) if wanted else {}
         except QueueUnavailableError:
             return
         for endpoint_id, record in records.items():
             if record is not None:
-                if len(self._endpoints) >= MAX_ENDPOINTS:
-                    del self._endpoints[next(iter(self._endpoints))]
-                self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._allow_host)
+                self._endpoints.add(endpoint_id, record)
         waiting, self._without_record = self._without_record, []
         for token, item in waiting:
             endpoint = self._endpoints.get(item.endpoint_id)
@@ -102,18 +83,26 @@ class Intake:
                 self._take(token, item, endpoint, deliveries, now_ms)
 
     def _take(self, token: int, item: Item, endpoint: Endpoint, deliveries: list[Delivery], now_ms: int) -> None:
-        if endpoint.compiled is None:
+        """An item that needs a second look: it has a trail, or is old, or its endpoint is new."""
+        if item.reclaims >= MAX_RECLAIMS:
+            self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms)
+        elif item.start_ms is not None and item.start_ms > now_ms:
+            self._recorder.park(token, item.start_ms - now_ms)
+        elif endpoint.compiled is None:
             detail = f"its endpoint record cannot be used: {endpoint.fault}"
             self._recorder.unusable(token, item, "render_error", detail, now_ms)
-            return
-        delivery = Delivery(token, item, endpoint.compiled, endpoint.hex)
-        if now_ms > self._policy.expires_at_ms(item):
-            self._recorder.gave_up(delivery, "expired", ErrorClass.EXPIRED, "it waited past its expiry", now_ms)
-            return
-        deliveries.append(delivery)
+        else:
+            delivery = Delivery(token, item, endpoint)
+            if now_ms > expires_at_ms(item, self._expires_after_ms / 1000):
+                self._recorder.gave_up(delivery, "expired", ErrorClass.EXPIRED, "it waited past its expiry", now_ms)
+            else:
+                deliveries.append(delivery)
 
     def _miss(self, token: int, item: Item, now_ms: int) -> None:
         """The record is gone: perhaps the server lost writes and ingest will store it again."""
+        if item.reclaims >= MAX_RECLAIMS:
+            self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms)
+            return
         missed = sum(code == ErrorClass.ENDPOINT_MISSING for _, code in item.attempts)
         if missed >= MAX_MISSING:
             self._recorder.unusable(token, item, "endpoint_missing", "its endpoint record is not in Redis", now_ms)

@@ -9,96 +9,120 @@ import base64
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from postbackd import oplog
-from postbackd.delivery.transfer import NO_TIMINGS, Timings
+from postbackd.delivery.transfer import Result
 from postbackd.errors import BootError
 
 LOOK_EVERY_MS = 1000
 COMPLAIN_EVERY_MS = 60_000
 
 
-class Line(msgspec.Struct):
-    """One attempt, or one postback given up without one. The fields and their order are the contract."""
-
-    time: str
-    id: str | None
-    attempt: int
-    outcome: str
-    reason: str | None
-    method: str | None
-    host: str | None
-    url: str | None
-    response_code: int | None
-    response_time_ms: float | None
-    response_body: str | None
-    body_truncated: bool
-    error: str | None
-    error_detail: str | None
-    next_attempt_at: str | None
-    timings_ms: msgspec.Raw
-    remote_ip: str | None
-    endpoint: str | None
-    worker: str
-
-
-class BinaryLine(Line):
-    """A line whose response body is not UTF-8: `response_body` is null."""
-
-    response_body_b64: str = ""
-
-
-class Body(NamedTuple):
-    """A response body as it is logged."""
-
-    text: str | None
-    base64: str | None
-    truncated: bool
-
-
-class TimeText:
-    """Times as `2026-11-24T01:02:03.456Z`; the text of a second is made once."""
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def format(self, now_ms: int) -> str:
-        second, ms = divmod(now_ms, 1000)
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._text}.{ms:03d}Z"
-
-
-def log_body(body: bytes, cut_already: bool, limit_bytes: int) -> Body:
-    """The first `limit_bytes` of a body, as text where it is UTF-8 (a character cut in two is left off)."""
-    cut = len(body) > limit_bytes
-    if cut:
-        body = body[:limit_bytes]
-    try:
-        return Body(body.decode(), None, cut or cut_already)
-    except UnicodeDecodeError as error:
-        if (cut or cut_already) and error.reason == "unexpected end of data" and error.start >= len(body) - 3:
-            return Body(body[: error.start].decode(), None, True)
-    return Body(None, base64.b64encode(body).decode(), cut or cut_already)
-
-
-def timings_json(timings: Timings) -> msgspec.Raw:
-    """The phases in ms with a digit or three behind the point. By % as an encoder's floats would have sixteen."""
-    return msgspec.Raw(b'{"dns":%.3f,"connect":%.3f,"tls":%.3f,"ttfb":%.3f,"total":%.3f}' % timings)
-
-
-NO_TIMINGS_JSON = timings_json(NO_TIMINGS)
+# The fields and their order are the contract. One % for the whole line: 1.4 µs where an encoder takes 2.5.
+_LINE = (
+    b'{"time":"%b","id":%b,"attempt":%d,"outcome":"%b","reason":%b,"method":%b,"host":%b,"url":%b,'
+    b'"response_code":%b,"response_time_ms":%b,"response_body":%b,"body_truncated":%b,"error":%b,"error_detail":%b,'
+    b'"next_attempt_at":%b,"timings_ms":%b,"remote_ip":%b,"endpoint":%b,"worker":"%b"%b}'
+)
+NULL = b"null"
+NO_TIMINGS = b'{"dns":0.0,"connect":0.0,"tls":0.0,"ttfb":0.0,"total":0.0}'
 _encode = msgspec.json.Encoder().encode
 
 
-def encode_line(line: Line) -> bytes:
-    """The line's bytes, without its newline."""
-    return _encode(line)
+def format_line(
+    time_text: bytes,
+    postback_id: bytes,
+    attempt: int,
+    outcome: bytes,
+    reason: str | None,
+    method: bytes,
+    host: bytes,
+    url: str | None,
+    result: Result | None,
+    body_bytes: int,
+    error: str | None,
+    error_detail: str | None,
+    next_attempt_at: bytes,
+    endpoint: bytes,
+    worker: bytes,
+) -> bytes:
+    """One line, without its newline. What is bytes here is JSON already, quotes included, but time, outcome, worker."""
+    body, truncated, more = NULL, b"false", b""
+    status, total, timings, remote_ip = NULL, NULL, NO_TIMINGS, NULL
+    if result is not None and result.remote_ip is not None:
+        remote_ip = b'"%b"' % result.remote_ip.encode()
+        total = b"%.3f" % result.total_ms
+        timings = _timings(result, total)
+        if result.status is not None:
+            status = b"%d" % result.status
+            body, truncated, more = _body(result.body, result.truncated, body_bytes)
+    return _LINE % (
+        time_text,
+        postback_id,
+        attempt,
+        outcome,
+        NULL if reason is None else _encode(reason),
+        method,
+        host,
+        NULL if url is None else b'"%b"' % url.encode(),  # a URL holds nothing that JSON escapes
+        status,
+        total,
+        body,
+        truncated,
+        NULL if error is None else _encode(error),
+        NULL if error_detail is None else _encode(error_detail),
+        next_attempt_at,
+        timings,
+        remote_ip,
+        endpoint,
+        worker,
+        more,
+    )
+
+
+def _timings(result: Result, total: bytes) -> bytes:
+    if result.reused:
+        return b'{"dns":0.0,"connect":0.0,"tls":0.0,"ttfb":%.3f,"total":%b}' % (result.ttfb_ms, total)
+    phases = (result.dns_ms, result.connect_ms, result.tls_ms, result.ttfb_ms, total)
+    return b'{"dns":%.3f,"connect":%.3f,"tls":%.3f,"ttfb":%.3f,"total":%b}' % phases
+
+
+def _body(data: bytes, cut_already: bool, limit_bytes: int) -> tuple[bytes, bytes, bytes]:
+    """`response_body`, `body_truncated` and what follows the line: `response_body_b64` of a body that is no UTF-8.
+
+    A character cut in two at the limit is left off.
+    """
+    cut = len(data) > limit_bytes
+    if cut:
+        data = data[:limit_bytes]
+    truncated = b"true" if cut or cut_already else b"false"
+    try:
+        return _encode(data.decode()), truncated, b""
+    except UnicodeDecodeError as error:
+        if (cut or cut_already) and error.reason == "unexpected end of data" and error.start >= len(data) - 3:
+            return _encode(data[: error.start].decode()), truncated, b""
+    return NULL, truncated, b',"response_body_b64":"%b"' % base64.b64encode(data)
+
+
+class TimeText:
+    """Times as `2026-11-24T01:02:03.456Z`; many in a turn are the same, and most of the rest in the same second."""
+
+    def __init__(self) -> None:
+        self._ms = self._second = -1
+        self._prefix = ""
+        self._text = b""
+
+    def format(self, now_ms: int) -> bytes:
+        if now_ms != self._ms:
+            self._ms = now_ms
+            second, ms = divmod(now_ms, 1000)
+            if second != self._second:
+                self._second = second
+                self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._text = f"{self._prefix}.{ms:03d}Z".encode()
+        return self._text
 
 
 class DeliveryLog:

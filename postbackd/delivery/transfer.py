@@ -14,12 +14,13 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
+import msgspec
 import pycurl
 
 from postbackd.codec import ErrorClass
-from postbackd.delivery.curl_options import CurlOptions, Request, RequestOptions
+from postbackd.delivery.curl_options import CurlOptions, Profile, RequestOptions
 
 Tag = TypeVar("Tag")
 
@@ -27,36 +28,29 @@ LONGEST_WAIT_MS = 50  # should an edge ever be missed, it is made up for after t
 CONNECTIONS_PER_TRANSFER = 4  # of the cache: hosts take turns, and each turn should find its connection open
 EPOLL_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
+_RESPONSE_CODE, _NUM_CONNECTS, _PRIMARY_IP = pycurl.RESPONSE_CODE, pycurl.NUM_CONNECTS, pycurl.PRIMARY_IP
+_STARTTRANSFER_TIME, _TOTAL_TIME = pycurl.STARTTRANSFER_TIME, pycurl.TOTAL_TIME
 _TLS_CODES = frozenset({35, 51, 53, 54, 58, 59, 60, 64, 66, 77, 80, 82, 83, 90, 91, 98})
 _BROKEN_CODES = frozenset({pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM})
 
 
-class Timings(NamedTuple):
-    """When each phase ended, in ms since the start of the transfer; 0 where a connection was reused."""
-
-    dns: float
-    connect: float
-    tls: float
-    ttfb: float
-    total: float
-
-
-class Result(NamedTuple):
-    """How a transfer ended."""
+class Result(msgspec.Struct, frozen=True, gc=False):  # 0.15 µs to make where a NamedTuple takes 0.4
+    """How a transfer ended. Times are ms since its start, at the end of each phase: 0 where a connection was reused."""
 
     error: ErrorClass | None  # of the transfer itself: an answer of any status is none
     error_detail: str | None
     status: int | None
     body: bytes
     truncated: bool
-    timings: Timings
-    remote_ip: str | None
-    retry_after_s: int
+    remote_ip: str | None  # None when there was no connection; all times are 0 then
     reused: bool
-
-
-NO_TIMINGS = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
+    ttfb_ms: float
+    total_ms: float
+    dns_ms: float = 0.0
+    connect_ms: float = 0.0
+    tls_ms: float = 0.0
+    retry_after_s: int = 0
 
 
 class _Slot(Generic[Tag]):
@@ -66,30 +60,17 @@ class _Slot(Generic[Tag]):
         self._owner = owner
         self.handle = pycurl.Curl()
         self.handle.slot = self
-        self.options = RequestOptions(self.handle)
         self.tag: Tag | None = None
         self.blocked: str | None = None
         self.body: list[bytes] = []
         self.body_bytes = 0
         self.truncated = False
-        self._set_up()
+        self.options = RequestOptions(self.handle, self._set_up)
 
     def _set_up(self) -> None:
         self._owner.options.apply_common(self.handle)
         self.handle.setopt(pycurl.OPENSOCKETFUNCTION, self.open_socket)
         self.handle.setopt(pycurl.WRITEFUNCTION, self.write)
-
-    def prepare(self, request: Request, tag: Tag) -> None:
-        if not self.options.fits(request):
-            self.handle.reset()
-            self.options.forget()
-            self._set_up()
-        self.options.apply(request)
-        self.tag = tag
-        self.blocked = None
-        self.body = []
-        self.body_bytes = 0
-        self.truncated = False
 
     def open_socket(self, _purpose: int, address: Any) -> Any:
         """libcurl wants to connect: the last look at the address, after every look-up and rebinding."""
@@ -148,10 +129,12 @@ class Transfers(Generic[Tag]):
         self._watched.add(descriptor)
         self.epoll.register(descriptor, select.EPOLLIN)
 
-    def start(self, request: Request, tag: Tag) -> None:
-        """Start a transfer; its result comes from a later `poll`."""
+    def start(self, tag: Tag, profile: Profile, url: str, body: bytes | None, resolve: str | None = None) -> None:
+        """Start a transfer; its result comes from a later `poll`. `resolve` is a CURLOPT_RESOLVE entry that libcurl
+        has not been told yet."""
         slot = self._free.pop() if self._free else _Slot(self)
-        slot.prepare(request, tag)
+        slot.tag = tag
+        slot.options.apply(profile, url, body, resolve)
         self._multi.add_handle(slot.handle)
         self.in_flight += 1
         self._started = True
@@ -194,6 +177,12 @@ class Transfers(Generic[Tag]):
         tag = slot.tag
         assert tag is not None
         slot.tag = None
+        if slot.body:
+            slot.body = []
+            slot.body_bytes = 0
+        slot.blocked = None  # one of two addresses may have been, and the other answered
+        if code:
+            slot.truncated = False
         self._multi.remove_handle(slot.handle)
         self.in_flight -= 1
         self._free.append(slot)
@@ -202,29 +191,32 @@ class Transfers(Generic[Tag]):
 
 def _result(slot: _Slot[Any], code: int, text: str) -> Result:
     info = slot.handle.getinfo
-    status = info(pycurl.RESPONSE_CODE) or None
+    status = info(_RESPONSE_CODE) or None
+    body = slot.body
+    data = body[0] if len(body) == 1 else b"".join(body)
+    ttfb_ms, total_ms = info(_STARTTRANSFER_TIME) * 1000, info(_TOTAL_TIME) * 1000
+    if not code and not info(_NUM_CONNECTS) and status not in (429, 503):  # the busy path; 4 getinfo less
+        return Result(None, None, status, data, False, info(_PRIMARY_IP), True, ttfb_ms, total_ms)
     error, detail = None, None
     if code and not (code == pycurl.E_WRITE_ERROR and slot.truncated):
         error, detail = _classify(slot, code, text)
-    timings = Timings(
-        info(pycurl.NAMELOOKUP_TIME) * 1000,
-        info(pycurl.CONNECT_TIME) * 1000,
-        info(pycurl.APPCONNECT_TIME) * 1000,
-        info(pycurl.STARTTRANSFER_TIME) * 1000,
-        info(pycurl.TOTAL_TIME) * 1000,
-    )
-    connected = status is not None or timings.connect > 0
-    body = slot.body
+    connect_ms = info(pycurl.CONNECT_TIME) * 1000
+    if status is None and not connect_ms:
+        return Result(error, detail, None, b"", False, None, False, 0.0, 0.0)
     return Result(
         error,
         detail,
         status,
-        body[0] if len(body) == 1 else b"".join(body),
+        data,
         slot.truncated,
-        timings if connected else NO_TIMINGS,
-        (info(pycurl.PRIMARY_IP) or None) if connected else None,
+        info(_PRIMARY_IP) or None,
+        info(_NUM_CONNECTS) == 0,
+        ttfb_ms,
+        total_ms,
+        info(pycurl.NAMELOOKUP_TIME) * 1000,
+        connect_ms,
+        info(pycurl.APPCONNECT_TIME) * 1000,
         info(pycurl.RETRY_AFTER) if status in (429, 503) else 0,
-        info(pycurl.NUM_CONNECTS) == 0,
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import ErrorClass
-from postbackd.delivery.curl_options import Request
 from postbackd.delivery.intake import Intake
 from postbackd.delivery.lanes import Lanes
 from postbackd.delivery.log import DeliveryLog
@@ -26,6 +25,7 @@ from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.lease_client import MAX_HELD, Claim, LeaseClient
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.settings import Settings
+from postbackd.template import Rendered
 from postbackd.template_values import RenderError
 
 LONGEST_TURN_MS = 1000
@@ -68,7 +68,6 @@ class DeliveryWorker:
         self._in_flight_limit = settings.delivery.in_flight
         self._lanes: Lanes[Delivery] = Lanes(self._host_limit)
         self._pace = Pace(self._in_flight_limit)
-        self._timeout_ms = int(settings.delivery.timeout * 1000)
         self._watched: dict[str, int] = {}  # connection → the generation that is in the epoll
         self._to_reclaim: dict[str, str] = {}  # worker → why
         self._oldest_ms: int | None = None  # when the oldest unsettled outcome came
@@ -129,21 +128,21 @@ class DeliveryWorker:
     # Transfers
 
     def _start_transfers(self, now_ms: int) -> None:
+        server_ms = self._clock.now_ms()
         while self._transfers.in_flight < self._in_flight_limit:
             taken = self._lanes.take()
             if taken is None:
                 return
-            self._start(*taken, now_ms)
+            self._start(taken[0], taken[1], server_ms, now_ms)
 
-    def _start(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
-        server_ms = self._clock.now_ms()
-        rendered = delivery.rendered
-        if rendered is None and not self._render(delivery, server_ms):
+    def _start(self, host_key: str, delivery: Delivery, server_ms: int, now_ms: int) -> None:
+        rendered = delivery.rendered or self._render(delivery, server_ms)
+        if rendered is None:
             self._lanes.done(host_key, now_ms)
             return
-        rendered = delivery.rendered
-        assert rendered is not None
-        found = self._names.look_up(host_key, rendered.url.partition(":")[0], now_ms)
+        endpoint = delivery.endpoint
+        assert endpoint.compiled is not None
+        found = self._names.look_up(host_key, endpoint.compiled.scheme, now_ms)
         if found is None:
             self._lanes.suspend(host_key, delivery, now_ms)
             return
@@ -153,25 +152,18 @@ class DeliveryWorker:
             self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
             self._lanes.done(host_key, now_ms)
             return
-        record = delivery.endpoint.record
-        timeout_ms = self._timeout_ms
-        if record.timeout is not None:
-            timeout_ms = int(record.timeout * 1000)
-        elif (host := self._settings.hosts.get(host_key)) is not None and host.timeout is not None:
-            timeout_ms = int(host.timeout * 1000)
-        self._transfers.start(
-            Request(record.method, rendered.url, rendered.headers, rendered.body, timeout_ms, found.resolve), delivery
-        )
+        self._transfers.start(delivery, endpoint.profile(rendered), rendered.url, rendered.body, found.resolve)
 
-    def _render(self, delivery: Delivery, server_ms: int) -> bool:
+    def _render(self, delivery: Delivery, server_ms: int) -> Rendered | None:
         """Fill the template; a postback that cannot be rendered is given up."""
-        item = delivery.item
+        item, compiled = delivery.item, delivery.endpoint.compiled
+        assert compiled is not None
         try:
-            delivery.rendered = delivery.endpoint.render(item.values, item.postback_id, item.attempt, server_ms)
+            delivery.rendered = rendered = compiled.render(item.values, item.postback_id, item.attempt, server_ms)
         except RenderError as error:
             self._recorder.gave_up(delivery, "render_error", error.error_class, str(error), server_ms)
-            return False
-        return True
+            return None
+        return rendered
 
     # The queue
 
@@ -201,12 +193,14 @@ class DeliveryWorker:
 
     def _add(self, deliveries: list[Delivery], now_ms: int) -> None:
         for delivery in deliveries:
-            host_key = delivery.endpoint.host_key
+            compiled = delivery.endpoint.compiled
+            assert compiled is not None
+            host_key = compiled.host_key
             if not host_key:  # a placeholder in the host: only the rendered URL says whose lane it is
-                if not self._render(delivery, self._clock.now_ms()):
+                rendered = self._render(delivery, self._clock.now_ms())
+                if rendered is None:
                     continue
-                assert delivery.rendered is not None
-                host_key = delivery.rendered.host_key
+                host_key = rendered.host_key
             self._lanes.add(host_key, delivery, now_ms)
 
     def _wait_for_work(self, next_due_ms: int | None, now_ms: int) -> None:

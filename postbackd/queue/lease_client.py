@@ -27,12 +27,6 @@ RETRY_MS = 500
 RETRY_SHARE = 4  # a try that took long is followed by a pause this many times as long: transfers go on meanwhile
 
 
-class Ack(NamedTuple):
-    """Delivered."""
-
-    token: int
-
-
 class Later(NamedTuple):
     """To be tried again; an empty trail entry parks it without using up an attempt."""
 
@@ -51,7 +45,7 @@ class Dead(NamedTuple):
     endpoint_id: bytes | None
 
 
-Outcome = Ack | Later | Dead
+Outcome = int | Later | Dead  # a token alone: delivered
 
 
 class Claim(NamedTuple):
@@ -89,6 +83,7 @@ class LeaseClient:
         self._base = 0
         self._held = 0
         self._outcomes: deque[Outcome] = deque()
+        self.settle = self._outcomes.append  # keeps an outcome for the next exchange
         self._sent: list[Outcome] = []  # in an exchange that is not confirmed yet
         self._wanted = 0
         self._sent_ms = 0
@@ -98,10 +93,6 @@ class LeaseClient:
         self.last_error = ""
 
     # What is held
-
-    def settle(self, outcome: Outcome) -> None:
-        """Keep an outcome for the next exchange."""
-        self._outcomes.append(outcome)
 
     @property
     def unsettled(self) -> int:
@@ -247,8 +238,8 @@ class LeaseClient:
         deads: list[Argument] = []
         keys = [*self._settle_keys]
         for outcome in outcomes:
-            if type(outcome) is Ack:
-                acks.append(outcome.token)
+            if type(outcome) is int:
+                acks.append(outcome)
             elif type(outcome) is Later:
                 laters += outcome
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from postbackd.codec import ErrorClass
-from postbackd.delivery.curl_options import CurlOptions, Request
+from postbackd.delivery.curl_options import CurlOptions, Profile
 from postbackd.delivery.egress import Policy
 from postbackd.delivery.transfer import Result, Transfers
 from postbackd.settings import Delivery
@@ -36,9 +36,17 @@ def finish(subject: Transfers[object]) -> dict[object, Result]:
     return results
 
 
-def get(subject: Transfers[object], url: str, timeout_ms: int = 10_000, **members: object) -> Result:
-    request = Request("GET", url, (), None, timeout_ms)._replace(**members)  # type: ignore[arg-type]
-    subject.start(request, url)
+def get(
+    subject: Transfers[object],
+    url: str,
+    timeout_ms: int = 10_000,
+    method: str = "GET",
+    headers: tuple[bytes, ...] = (),
+    body: bytes | None = None,
+    resolve: str | None = None,
+) -> Result:
+    profile = Profile(method, headers, body is not None, timeout_ms)
+    subject.start(url, profile, url, body, resolve)
     return finish(subject)[url]
 
 
@@ -70,7 +78,8 @@ def test_answer_comes_with_status_body_and_timings(sink: Sink) -> None:
     first, second = get(subject, sink.url + "/a"), get(subject, sink.url + "/b")
     assert (first.error, first.status, first.body, first.truncated) == (None, 200, b"ok\n", False)
     assert (first.remote_ip, first.reused, second.reused) == ("127.0.0.1", False, True)
-    assert 0 < first.timings.connect <= first.timings.ttfb <= first.timings.total
+    assert 0 < first.connect_ms <= first.ttfb_ms <= first.total_ms
+    assert (second.connect_ms, second.remote_ip) == (0.0, "127.0.0.1")
 
 
 def test_every_method_and_its_body_arrive(sink: Sink) -> None:
@@ -141,7 +150,7 @@ def test_retry_after_is_read() -> None:
 def test_refused_connection() -> None:
     result = get(transfers(), f"http://127.0.0.1:{free_port()}/")
     assert result.error is ErrorClass.CONNECTION_REFUSED
-    assert (result.status, result.remote_ip, result.timings.total, result.body) == (None, None, 0.0, b"")
+    assert (result.status, result.remote_ip, result.total_ms, result.body) == (None, None, 0.0, b"")
 
 
 def test_close_without_an_answer_is_a_reset() -> None:
@@ -229,8 +238,9 @@ def test_1500_slow_transfers_in_one_process(tmp_path: Path) -> None:
     try:
         with running_sink(tmp_path, "--latency", "2") as slow:
             subject = transfers(in_flight=1500)
+            profile = Profile("GET", (), False, 60_000)
             for number in range(1500):
-                subject.start(Request("GET", f"{slow.url}/{number}", (), None, 60_000), number)
+                subject.start(number, profile, f"{slow.url}/{number}", None)
             most = 0
             results: dict[object, Result] = {}
             while subject.in_flight:

@@ -23,7 +23,7 @@ from postbackd.queue.check import check_server, refuse_unfit
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
-from postbackd.queue.lease_client import Ack, Claim, Dead, Later, LeaseClient
+from postbackd.queue.lease_client import Claim, Dead, Later, LeaseClient
 from postbackd.queue.link import Link
 from postbackd.queue.wire import Wire, mask
 from postbackd.queue.worker_number import USABLE_MS, Kept, WorkerNumber
@@ -196,7 +196,7 @@ def test_claim_settle_and_their_counts(server: redis.Redis, url: str) -> None:
     client = worker_of(url)
     first = claim(client, 3)
     assert first.items == [(0, b"0"), (1, b"1"), (2, b"2")] and not first.came_short
-    client.settle(Ack(0))
+    client.settle(0)
     client.settle(Later(1, 60_000, trail_attempt(1, 503)))
     client.settle(Dead(2, trail_attempt(1, 404), "refused_status", b"answer", None))
     server.config_resetstat()
@@ -236,7 +236,7 @@ def test_lost_answer_of_a_claim_brings_the_same_items_again(server: redis.Redis,
     server.rpush(KEYS.ready, b"a", b"b", b"c", b"d")
     client = worker_of(url)
     claim(client, 2)
-    client.settle(Ack(0))
+    client.settle(0)
     client.send(1)
     wait_until(lambda: server.hlen(KEYS.lease("n.0.aa")) == 3, "settle and claim have run")  # n, 1, 2
     client._failed(QueueUnsureError("cut before the answer was read"))
@@ -253,11 +253,11 @@ def test_unsure_settle_is_sent_again_before_any_claim(server: redis.Redis, url: 
     client = worker_of(url)
     claim(client, 2)
     kill_connections(server)
-    client.settle(Ack(0))
+    client.settle(0)
     client.send(1)
     wait_until(lambda: not client.is_connected or client.receive() is not None, "the exchange has failed")
     assert client.unsettled == 1 and not client.busy
-    client.settle(Ack(1))
+    client.settle(1)
     wait_until(lambda: client.connect(monotonic_ms()), "connected again")
     assert claim(client, 1).items == [(2, b"c")]
     assert client.unsettled == 1  # the second outcome goes with the next exchange
@@ -270,7 +270,7 @@ def test_flushed_scripts_are_loaded_again(server: redis.Redis, url: str) -> None
     client = worker_of(url)
     claim(client, 1)
     server.script_flush()
-    client.settle(Ack(0))
+    client.settle(0)
     assert claim(client, 1).items == [(1, b"b")]
     server.script_flush()
     assert client.reclaim("n.0.aa", "drain") == 1
@@ -286,7 +286,7 @@ def test_reclaimed_worker_is_told_that_its_lease_is_lost(server: redis.Redis, ur
     client, other = worker_of(url), worker_of(url, "n.1.bb")
     claim(client, 1)
     assert other.reclaim("n.0.aa", "death") == 1
-    client.settle(Ack(0))
+    client.settle(0)
     client.send(1)
     with pytest.raises(LeaseLostError):
         client.wait()
@@ -299,7 +299,7 @@ def test_more_than_a_batch_of_outcomes_goes_in_several_exchanges(server: redis.R
     tokens = [token for _ in range(3) for token, _ in claim(client, 512).items]
     assert len(tokens) == 1200
     for token in tokens:
-        client.settle(Ack(token))
+        client.settle(token)
     assert [claim(client, 0).settled for _ in range(3)] == [512, 512, 176]
     assert (client.held, server.hlen(KEYS.lease("n.0.aa"))) == (0, 1)
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""A worker's endpoints: each record compiled once, with all that its postbacks have in common made ready."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from postbackd.codec import CodecError, decode_record
+from postbackd.delivery.curl_options import Profile
+from postbackd.settings import Settings
+from postbackd.template import CompiledEndpoint, Rendered
+from postbackd.template_syntax import TemplateError
+from postbackd.url import UrlError
+
+MAX_ENDPOINTS = 16_384  # kept compiled; the oldest goes first
+
+
+class Endpoint:
+    """A compiled endpoint, or the fault of a record that cannot be compiled (`compiled` is None then)."""
+
+    __slots__ = ("_profile", "_settings", "compiled", "fault", "host_json", "id_json", "method_json")
+
+    def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings) -> None:
+        self._settings = settings
+        self._profile: Profile | None = None
+        self.compiled: CompiledEndpoint | None = None
+        self.fault = ""
+        self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
+        self.method_json = b"null"
+        self.host_json = b""  # empty where the host is a placeholder
+        try:
+            compiled = CompiledEndpoint(decode_record(record), allow_host=settings.template.allow_host)
+        except (CodecError, TemplateError, UrlError) as error:
+            self.fault = str(error)
+            return
+        self.compiled = compiled
+        self.method_json = msgspec.json.encode(compiled.record.method)
+        if compiled.host_key:
+            self.host_json = msgspec.json.encode(compiled.host_key)
+        if compiled.has_constant_headers and compiled.host_key:
+            self._profile = self._make_profile(compiled, compiled.host_key, compiled.constant_headers)
+
+    def profile(self, rendered: Rendered) -> Profile:
+        """What libcurl is told beside URL and body: one object for all postbacks where nothing of it varies."""
+        if self._profile is not None:
+            return self._profile
+        assert self.compiled is not None
+        return self._make_profile(self.compiled, rendered.host_key, rendered.headers)
+
+    def _make_profile(self, compiled: CompiledEndpoint, host_key: str, headers: Sequence[bytes]) -> Profile:
+        record, settings = compiled.record, self._settings
+        host = settings.hosts.get(host_key)
+        timeout_s = settings.delivery.timeout
+        if record.timeout is not None:
+            timeout_s = record.timeout
+        elif host is not None and host.timeout is not None:
+            timeout_s = host.timeout
+        return Profile(record.method, headers, record.body != "none", int(timeout_s * 1000))
+
+
+class Endpoints:
+    """Compiled endpoints by id."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._endpoints: dict[bytes, Endpoint] = {}
+        self.get = self._endpoints.get
+
+    def add(self, endpoint_id: bytes, record: bytes) -> None:
+        """Compile a record and keep it."""
+        if len(self._endpoints) >= MAX_ENDPOINTS:
+            del self._endpoints[next(iter(self._endpoints))]
+        self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._settings)
+
+    def clear(self) -> None:
+        """Forget all: the server is another one, or one that came back."""
+        self._endpoints.clear()
