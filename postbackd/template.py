@@ -211,6 +211,12 @@ class _Url:
             rest = [head, *rest]  # nothing but URI characters by now
         self._rest = _Text(compiler, rest, encode_uri, url_value)
 
+    @property
+    def plain(self) -> _Text | None:
+        """The whole URL as one text, where its values can neither drop a parameter nor make a dot segment."""
+        is_plain = self._authority is None and self._drops is None and not self._path_has_values
+        return self._rest if is_plain else None
+
     def render(self, values: Sequence[Any]) -> tuple[str, str]:
         """The URL and its host key."""
         text, host_key = self._rest.render(values), self.host_key
@@ -310,6 +316,8 @@ class CompiledEndpoint:
         self._field_count = len(record.fields)
         self._uses_built_ins = compiler.uses_built_ins
         self._has_body = record.body != "none"
+        is_plain = self._headers_are_constant and not self._uses_built_ins and not self._has_body
+        self._plain_url = self._url.plain if is_plain else None
 
     @property
     def has_constant_headers(self) -> bool:
@@ -333,6 +341,12 @@ class CompiledEndpoint:
     def render(self, values: Sequence[Any], postback_id: int, attempt: int, now_ms: int) -> Rendered:
         """The request of one postback: values by the record's fields, nils at the end left off. Raises RenderError."""
         count = self._field_count
+        if self._plain_url is not None:  # most endpoints: nothing varies but values in the query
+            if len(values) < count:
+                values = [*values, *[None] * (count - len(values))]
+            url = self._plain_url.render(values)
+            if len(url) <= MAX_URL_BYTES:
+                return Rendered(url, self.host_key, self._constant_headers, None)
         sent = values[count] if len(values) > count else None
         if len(values) != count:
             values = [*values[:count], *[None] * (count - len(values))]

@@ -18,11 +18,21 @@ MAX_ENDPOINTS = 16_384  # kept compiled; the oldest goes first
 class Endpoint:
     """A compiled endpoint, or the fault of a record that cannot be compiled (`compiled` is None then)."""
 
-    __slots__ = ("_profile", "_settings", "compiled", "fault", "host_json", "id_json", "method_json")
+    __slots__ = (
+        "_settings",
+        "compiled",
+        "constant_profile",
+        "fault",
+        "host_json",
+        "id_json",
+        "line_format",
+        "method_json",
+    )
 
     def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings) -> None:
         self._settings = settings
-        self._profile: Profile | None = None
+        self.constant_profile: Profile | None = None  # None where a header or the host varies
+        self.line_format = b""  # of a delivered line; the recorder's
         self.compiled: CompiledEndpoint | None = None
         self.fault = ""
         self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
@@ -38,12 +48,10 @@ class Endpoint:
         if compiled.host_key:
             self.host_json = msgspec.json.encode(compiled.host_key)
         if compiled.has_constant_headers and compiled.host_key:
-            self._profile = self._make_profile(compiled, compiled.host_key, compiled.constant_headers)
+            self.constant_profile = self._make_profile(compiled, compiled.host_key, compiled.constant_headers)
 
     def profile(self, rendered: Rendered) -> Profile:
-        """What libcurl is told beside URL and body: one object for all postbacks where nothing of it varies."""
-        if self._profile is not None:
-            return self._profile
+        """What libcurl is told beside URL and body, where that varies from postback to postback."""
         assert self.compiled is not None
         return self._make_profile(self.compiled, rendered.host_key, rendered.headers)
 

@@ -106,7 +106,8 @@ class Lanes(Generic[Delivery]):
         lane.waiting.append(delivery)
         lane.used_ms = now_ms
         self.waiting += 1
-        self._queue(lane)
+        if not lane.queued:
+            self._queue(lane)
 
     def _queue(self, lane: Lane[Delivery]) -> None:
         """Give the lane a turn when it has work and room."""
@@ -134,7 +135,8 @@ class Lanes(Generic[Delivery]):
         lane.in_flight -= 1
         lane.completed += 1
         lane.used_ms = now_ms
-        self._queue(lane)
+        if not lane.queued:
+            self._queue(lane)
 
     def suspend(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
         """Take back what `take` gave: its host's address is not known yet. No more turns until `resume`."""

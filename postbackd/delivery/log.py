@@ -20,7 +20,7 @@ LOOK_EVERY_MS = 1000
 COMPLAIN_EVERY_MS = 60_000
 
 
-# The fields and their order are the contract. One % for the whole line: 1.4 µs where an encoder takes 2.5.
+# The fields and their order are the contract. Formatted by % since an encoder of the whole takes twice the time.
 _LINE = (
     b'{"time":"%b","id":%b,"attempt":%d,"outcome":"%b","reason":%b,"method":%b,"host":%b,"url":%b,'
     b'"response_code":%b,"response_time_ms":%b,"response_body":%b,"body_truncated":%b,"error":%b,"error_detail":%b,'
@@ -31,65 +31,143 @@ NO_TIMINGS = b'{"dns":0.0,"connect":0.0,"tls":0.0,"ttfb":0.0,"total":0.0}'
 _encode = msgspec.json.Encoder().encode
 
 
-def format_line(
-    time_text: bytes,
-    postback_id: bytes,
-    attempt: int,
-    outcome: bytes,
-    reason: str | None,
-    method: bytes,
-    host: bytes,
-    url: str | None,
-    result: Result | None,
-    body_bytes: int,
-    error: str | None,
-    error_detail: str | None,
-    next_attempt_at: bytes,
-    endpoint: bytes,
-    worker: bytes,
-) -> bytes:
-    """One line, without its newline. What is bytes here is JSON already, quotes included, but time, outcome, worker."""
-    body, truncated, more = NULL, b"false", b""
-    status, total, timings, remote_ip = NULL, NULL, NO_TIMINGS, NULL
-    if result is not None and result.remote_ip is not None:
-        remote_ip = b'"%b"' % result.remote_ip.encode()
-        total = b"%.3f" % result.total_ms
-        timings = _timings(result, total)
-        if result.status is not None:
-            status = b"%d" % result.status
-            body, truncated, more = _body(result.body, result.truncated, body_bytes)
-    return _LINE % (
-        time_text,
-        postback_id,
-        attempt,
-        outcome,
-        NULL if reason is None else _encode(reason),
+# A delivered one is the same line with most of it fixed: what is left open are time, id, attempt, url, status, total,
+# body, truncated, the timings and the address. Made from the line above, so that there is one contract.
+_TIMINGS = b'{"dns":%.3f,"connect":%.3f,"tls":%.3f,"ttfb":%.3f,"total":%.3f}'
+BODIES_KEPT = 256  # short bodies whose JSON is kept: partners answer the same few bytes to everything
+BODY_KEPT_BYTES = 64
+
+
+def delivered_format(method: bytes, host: bytes, endpoint: bytes, worker: bytes) -> bytes:
+    """The format of the delivered lines of one endpoint and worker, for `Formatter.delivered`."""
+    return _LINE.replace(b"%d", b"%b") % (
+        b"%b",
+        b'"%016x"',
+        b"%d",
+        b"delivered",
+        NULL,
         method,
         host,
-        NULL if url is None else b'"%b"' % url.encode(),  # a URL holds nothing that JSON escapes
-        status,
-        total,
-        body,
-        truncated,
-        NULL if error is None else _encode(error),
-        NULL if error_detail is None else _encode(error_detail),
-        next_attempt_at,
-        timings,
-        remote_ip,
+        b'"%b"',
+        b"%d",
+        b"%.3f",
+        b"%b",
+        b"%b",
+        NULL,
+        NULL,
+        NULL,
+        _TIMINGS,
+        b'"%b"',
         endpoint,
         worker,
-        more,
+        b"%b",
     )
 
 
-def _timings(result: Result, total: bytes) -> bytes:
-    if result.reused:
-        return b'{"dns":0.0,"connect":0.0,"tls":0.0,"ttfb":%.3f,"total":%b}' % (result.ttfb_ms, total)
-    phases = (result.dns_ms, result.connect_ms, result.tls_ms, result.ttfb_ms, total)
-    return b'{"dns":%.3f,"connect":%.3f,"tls":%.3f,"ttfb":%.3f,"total":%b}' % phases
+class Formatter:
+    """Makes the lines of one worker."""
+
+    def __init__(self, worker: str, body_bytes: int) -> None:
+        self._worker = worker.encode()
+        self._body_bytes = body_bytes
+        self._bodies: dict[bytes, bytes] = {}
+
+    def delivered_format(self, method: bytes, host: bytes, endpoint: bytes) -> bytes:
+        """See `delivered`; to be kept per endpoint. Method, host and endpoint are JSON."""
+        return delivered_format(method, host, endpoint, self._worker)
+
+    def delivered(
+        self, line_format: bytes, time_text: bytes, postback_id: int, attempt: int, url: str, result: Result
+    ) -> bytes:
+        """The line of a delivered postback: 1.2 µs where the general form takes 2.2."""
+        body, truncated, more = self._body(result)
+        return line_format % (
+            time_text,
+            postback_id,
+            attempt,
+            url.encode(),  # a URL holds nothing that JSON escapes
+            result.status,
+            result.total_ms,
+            body,
+            truncated,
+            result.dns_ms,
+            result.connect_ms,
+            result.tls_ms,
+            result.ttfb_ms,
+            result.total_ms,
+            (result.remote_ip or "").encode(),
+            more,
+        )
+
+    def line(
+        self,
+        time_text: bytes,
+        postback_id: int | None,
+        attempt: int,
+        outcome: str,
+        reason: str | None,
+        method: bytes,
+        host: bytes,
+        url: str | None,
+        result: Result | None,
+        error: str | None,
+        error_detail: str | None,
+        next_attempt_at: bytes,
+        endpoint: bytes,
+    ) -> bytes:
+        """Any line, without its newline. Method, host, next_attempt_at and endpoint are JSON already."""
+        body, truncated, more = NULL, b"false", b""
+        status, total, timings, remote_ip = NULL, NULL, NO_TIMINGS, NULL
+        if result is not None and result.remote_ip is not None:
+            remote_ip = _encode(result.remote_ip)
+            total = b"%.3f" % result.total_ms
+            timings = _TIMINGS % (
+                result.dns_ms,
+                result.connect_ms,
+                result.tls_ms,
+                result.ttfb_ms,
+                result.total_ms,
+            )
+            if result.status is not None:
+                status = b"%d" % result.status
+                body, truncated, more = self._body(result)
+        return _LINE % (
+            time_text,
+            NULL if postback_id is None else b'"%016x"' % postback_id,
+            attempt,
+            outcome.encode(),
+            NULL if reason is None else _encode(reason),
+            method,
+            host,
+            NULL if url is None else b'"%b"' % url.encode(),
+            status,
+            total,
+            body,
+            truncated,
+            NULL if error is None else _encode(error),
+            NULL if error_detail is None else _encode(error_detail),
+            next_attempt_at,
+            timings,
+            remote_ip,
+            endpoint,
+            self._worker,
+            more,
+        )
+
+    def _body(self, result: Result) -> tuple[bytes, bytes, bytes]:
+        data = result.body
+        kept = self._bodies.get(data)
+        if kept is not None and not result.truncated:
+            return kept, b"false", b""
+        found = body_json(data, result.truncated, self._body_bytes)
+        if len(data) <= min(BODY_KEPT_BYTES, self._body_bytes) and not found[2]:
+            if len(self._bodies) >= BODIES_KEPT:
+                self._bodies.clear()
+            self._bodies[data] = found[0]
+        return found
 
 
-def _body(data: bytes, cut_already: bool, limit_bytes: int) -> tuple[bytes, bytes, bytes]:
+def body_json(data: bytes, cut_already: bool, limit_bytes: int) -> tuple[bytes, bytes, bytes]:
     """`response_body`, `body_truncated` and what follows the line: `response_body_b64` of a body that is no UTF-8.
 
     A character cut in two at the limit is left off.

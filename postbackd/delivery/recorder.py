@@ -11,7 +11,7 @@ import msgspec
 
 from postbackd.codec import ErrorClass, Item, trail_attempt
 from postbackd.delivery.endpoints import Endpoint
-from postbackd.delivery.log import NULL, DeliveryLog, TimeText, format_line
+from postbackd.delivery.log import NULL, DeliveryLog, Formatter, TimeText
 from postbackd.delivery.outcome import RetryPolicy
 from postbackd.delivery.transfer import Result
 from postbackd.queue.lease_client import Dead, Later, LeaseClient
@@ -51,12 +51,11 @@ class Recorder:
         body_bytes: int,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._log = log
+        self._add_line = log.add
         self._lease = lease
         self._policy = policy
         self._cells = cells
-        self._place = place.encode()
-        self._body_bytes = body_bytes
+        self._formatter = Formatter(place, body_bytes)
         self._chance = chance
         self._times = TimeText()
         self._later_times = TimeText()
@@ -65,12 +64,25 @@ class Recorder:
         """An attempt was made and this came of it. `now_ms` is server time."""
         self._cells[_ATTEMPTS] += 1
         status = result.status
-        if result.error is None and status is not None and 200 <= status < 300:
-            self._cells[_DELIVERED] += 1
-            self._log.add(self._line(delivery, result, b"delivered", None, None, NULL))
-            self._lease.settle(delivery.token)
+        if result.error is not None or status is None or not 200 <= status < 300:
+            self._failed(delivery, result, now_ms)
             return
-        self._failed(delivery, result, now_ms)
+        self._cells[_DELIVERED] += 1
+        item, endpoint, rendered = delivery.item, delivery.endpoint, delivery.rendered
+        assert rendered is not None
+        line_format = endpoint.line_format or self._line_format(endpoint, rendered)
+        time_text = self._times.format(delivery.started_ms)
+        self._add_line(
+            self._formatter.delivered(line_format, time_text, item.postback_id, item.attempt, rendered.url, result)
+        )
+        self._lease.settle(delivery.token)
+
+    def _line_format(self, endpoint: Endpoint, rendered: Rendered) -> bytes:
+        if not endpoint.host_json:
+            return self._formatter.delivered_format(endpoint.method_json, _quoted(rendered.host_key), endpoint.id_json)
+        made = self._formatter.delivered_format(endpoint.method_json, endpoint.host_json, endpoint.id_json)
+        endpoint.line_format = made
+        return made
 
     def _failed(self, delivery: Delivery, result: Result, now_ms: int) -> None:
         item, compiled = delivery.item, delivery.endpoint.compiled
@@ -81,43 +93,30 @@ class Recorder:
         next_at = NULL
         if outcome.kind == "retry":
             next_at = b'"%b"' % self._later_times.format(now_ms + outcome.delay_ms)
-        line = self._line(delivery, result, outcome.kind.encode(), outcome.reason, outcome.error, next_at)
-        self._log.add(line)
+        endpoint, rendered = delivery.endpoint, delivery.rendered
+        assert rendered is not None
+        line = self._formatter.line(
+            self._times.format(delivery.started_ms),
+            item.postback_id,
+            item.attempt,
+            outcome.kind,
+            outcome.reason,
+            endpoint.method_json,
+            endpoint.host_json or _quoted(rendered.host_key),
+            rendered.url,
+            result,
+            None if outcome.error is None else outcome.error.name.lower(),
+            result.error_detail,
+            next_at,
+            endpoint.id_json,
+        )
+        self._add_line(line)
         entry = trail_attempt(now_ms, outcome.code)
         if outcome.kind == "retry":
             self._cells[_RETRIED] += 1
             self._lease.settle(Later(delivery.token, outcome.delay_ms, entry))
         else:
             self._dead(delivery.token, entry, outcome.reason or "", line, item.endpoint_id)
-
-    def _line(
-        self,
-        delivery: Delivery,
-        result: Result,
-        outcome: bytes,
-        reason: str | None,
-        error: ErrorClass | None,
-        next_attempt_at: bytes,
-    ) -> bytes:
-        item, endpoint, rendered = delivery.item, delivery.endpoint, delivery.rendered
-        assert rendered is not None
-        return format_line(
-            self._times.format(delivery.started_ms),
-            b'"%016x"' % item.postback_id,
-            item.attempt,
-            outcome,
-            reason,
-            endpoint.method_json,
-            endpoint.host_json or b'"%b"' % rendered.host_key.encode(),
-            rendered.url,
-            result,
-            self._body_bytes,
-            None if error is None else error.name.lower(),
-            result.error_detail,
-            next_attempt_at,
-            endpoint.id_json,
-            self._place,
-        )
 
     def gave_up(self, delivery: Delivery, reason: str, error: ErrorClass, detail: str, now_ms: int) -> None:
         """Dead without another attempt: expired, or nothing that can be rendered."""
@@ -138,24 +137,22 @@ class Recorder:
         detail: str,
         now_ms: int,
     ) -> None:
-        line = format_line(
+        line = self._formatter.line(
             self._times.format(now_ms),
-            NULL if item is None else b'"%016x"' % item.postback_id,
+            None if item is None else item.postback_id,
             0 if item is None else len(item.attempts),
-            b"dead",
+            "dead",
             reason,
             NULL if endpoint is None else endpoint.method_json,
             NULL if endpoint is None else endpoint.host_json or NULL,
             None,
             None,
-            0,
             None if error is None else error.name.lower(),
             detail,
             NULL,
-            NULL if item is None else b'"%b"' % item.endpoint_id.hex().encode(),
-            self._place,
+            NULL if item is None else _quoted(item.endpoint_id.hex()),
         )
-        self._log.add(line)
+        self._add_line(line)
         entry = b"" if error is None else trail_attempt(now_ms, int(error))
         self._dead(token, entry, reason, line, None if item is None else item.endpoint_id)
 
@@ -167,3 +164,8 @@ class Recorder:
     def _dead(self, token: int, entry: bytes, reason: str, line: bytes, endpoint_id: bytes | None) -> None:
         self._cells[Cell.DEAD] += 1
         self._lease.settle(Dead(token, entry, reason, line[:ANSWER_BYTES], endpoint_id))
+
+
+def _quoted(text: str) -> bytes:
+    """A host or a digest as JSON: neither holds anything that JSON escapes."""
+    return b'"%b"' % text.encode()

@@ -165,10 +165,8 @@ class Transfers(Generic[Tag]):
         results: list[tuple[Tag, Result]] = []
         while True:
             left, succeeded, failed = self._multi.info_read()
-            for handle in succeeded:
-                results.append(self._end(handle.slot, 0, ""))
-            for handle, code, text in failed:
-                results.append(self._end(handle.slot, code, text))
+            results += [self._end(handle.slot, 0, "") for handle in succeeded]
+            results += [self._end(handle.slot, code, text) for handle, code, text in failed]
             if not left:
                 return results
 

@@ -152,7 +152,8 @@ class DeliveryWorker:
             self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
             self._lanes.done(host_key, now_ms)
             return
-        self._transfers.start(delivery, endpoint.profile(rendered), rendered.url, rendered.body, found.resolve)
+        profile = endpoint.constant_profile or endpoint.profile(rendered)
+        self._transfers.start(delivery, profile, rendered.url, rendered.body, found.resolve)
 
     def _render(self, delivery: Delivery, server_ms: int) -> Rendered | None:
         """Fill the template; a postback that cannot be rendered is given up."""
