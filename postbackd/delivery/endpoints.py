@@ -7,6 +7,7 @@ import msgspec
 
 from postbackd.codec import CodecError, decode_record
 from postbackd.delivery.curl_options import Profile
+from postbackd.delivery.names import address_name
 from postbackd.settings import Settings
 from postbackd.template import CompiledEndpoint, Rendered
 from postbackd.template_syntax import TemplateError
@@ -25,6 +26,7 @@ class Endpoint:
         "fault",
         "host_json",
         "id_json",
+        "is_at_address",
         "line_format",
         "method_json",
     )
@@ -32,6 +34,7 @@ class Endpoint:
     def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings) -> None:
         self._settings = settings
         self.constant_profile: Profile | None = None  # None where a header or the host varies
+        self.is_at_address = False  # its host is an address as it is written: nothing to look up
         self.line_format = b""  # of a delivered line; the recorder's
         self.compiled: CompiledEndpoint | None = None
         self.fault = ""
@@ -47,6 +50,7 @@ class Endpoint:
         self.method_json = msgspec.json.encode(compiled.record.method)
         if compiled.host_key:
             self.host_json = msgspec.json.encode(compiled.host_key)
+            self.is_at_address = address_name(compiled.host_key) is None
         if compiled.has_constant_headers and compiled.host_key:
             self.constant_profile = self._make_profile(compiled, compiled.host_key, compiled.constant_headers)
 

@@ -80,7 +80,9 @@ class Formatter:
         self, line_format: bytes, time_text: bytes, postback_id: int, attempt: int, url: str, result: Result
     ) -> bytes:
         """The line of a delivered postback: 1.2 µs where the general form takes 2.2."""
-        body, truncated, more = self._body(result)
+        body, truncated, more = self._bodies.get(result.body), b"false", b""
+        if body is None or result.truncated:
+            body, truncated, more = self._body(result)
         return line_format % (
             time_text,
             postback_id,
@@ -156,11 +158,8 @@ class Formatter:
 
     def _body(self, result: Result) -> tuple[bytes, bytes, bytes]:
         data = result.body
-        kept = self._bodies.get(data)
-        if kept is not None and not result.truncated:
-            return kept, b"false", b""
         found = body_json(data, result.truncated, self._body_bytes)
-        if len(data) <= min(BODY_KEPT_BYTES, self._body_bytes) and not found[2]:
+        if len(data) <= min(BODY_KEPT_BYTES, self._body_bytes) and not found[2] and not result.truncated:
             if len(self._bodies) >= BODIES_KEPT:
                 self._bodies.clear()
             self._bodies[data] = found[0]

@@ -72,17 +72,21 @@ class Names:
     def _learn(self, host_key: str) -> str | None:
         if len(self._names) >= MAX_HOSTS:
             self._names.clear()
-        name: str | None = None if host_key.startswith("[") else host_key.partition(":")[0]
-        if name is not None and _is_ipv4(name):
-            name = None
+        name = address_name(host_key)
         self._names[host_key] = name
         return name
 
 
-def _is_ipv4(name: str) -> bool:
-    """As four decimal numbers; other spellings (0x7f000001, 127.1) are resolved as names are."""
+def address_name(host_key: str) -> str | None:
+    """The name to look up, or None where the host is an address: in brackets, or four decimal numbers.
+
+    Other spellings of addresses (0x7f000001, 127.1) are looked up as names are.
+    """
+    if host_key.startswith("["):
+        return None
+    name = host_key.partition(":")[0]
     try:
         ipaddress.IPv4Address(name)
     except ValueError:
-        return False
-    return True
+        return name
+    return None

@@ -173,7 +173,6 @@ class Transfers(Generic[Tag]):
     def _end(self, slot: _Slot[Tag], code: int, text: str) -> tuple[Tag, Result]:
         result = _result(slot, code, text)
         tag = slot.tag
-        assert tag is not None
         slot.tag = None
         if slot.body:
             slot.body = []
@@ -184,7 +183,7 @@ class Transfers(Generic[Tag]):
         self._multi.remove_handle(slot.handle)
         self.in_flight -= 1
         self._free.append(slot)
-        return tag, result
+        return tag, result  # type: ignore[return-value]  # a slot in flight has its tag
 
 
 def _result(slot: _Slot[Any], code: int, text: str) -> Result:

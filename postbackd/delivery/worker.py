@@ -94,6 +94,7 @@ class DeliveryWorker:
                 self._recorder.attempt_ended(delivery, result, server_ms)
                 assert delivery.rendered is not None
                 self._lanes.done(delivery.rendered.host_key, now_ms)
+            self._recorder.publish()
         self._pace.completed(len(results), now_ms)
         if self._resolver_descriptor in self._transfers.ready:
             for host_key in self._names.take_resolved():
@@ -140,20 +141,22 @@ class DeliveryWorker:
         if rendered is None:
             self._lanes.done(host_key, now_ms)
             return
-        endpoint = delivery.endpoint
-        assert endpoint.compiled is not None
-        found = self._names.look_up(host_key, endpoint.compiled.scheme, now_ms)
-        if found is None:
-            self._lanes.suspend(host_key, delivery, now_ms)
-            return
         delivery.started_ms = server_ms
-        if isinstance(found, Failed):
-            error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
-            self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
-            self._lanes.done(host_key, now_ms)
-            return
+        endpoint = delivery.endpoint
+        resolve = None
+        if not endpoint.is_at_address:
+            found = self._names.look_up(host_key, rendered.url.partition(":")[0], now_ms)
+            if found is None:
+                self._lanes.suspend(host_key, delivery, now_ms)
+                return
+            if isinstance(found, Failed):
+                error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
+                self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
+                self._lanes.done(host_key, now_ms)
+                return
+            resolve = found.resolve
         profile = endpoint.constant_profile or endpoint.profile(rendered)
-        self._transfers.start(delivery, profile, rendered.url, rendered.body, found.resolve)
+        self._transfers.start(delivery, profile, rendered.url, rendered.body, resolve)
 
     def _render(self, delivery: Delivery, server_ms: int) -> Rendered | None:
         """Fill the template; a postback that cannot be rendered is given up."""
