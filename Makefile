@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint clean
+.PHONY: help setup run test demo bench lint config clean
 PYTEST_WORKERS ?= 4
 
 help: ## list the targets
@@ -9,6 +9,12 @@ help: ## list the targets
 setup: ## install what is missing into .venv
 	@bash scripts/setup.sh
 
+run: setup ## run the daemon in the foreground with etc/dev.toml
+	@exec .venv/bin/postbackd run -c etc/dev.toml
+
+demo: setup ## send the sample request to a daemon and show what arrives
+	@.venv/bin/python -m postbackd.tools.demo
+
 test: setup ## run the whole suite
 	@.venv/bin/python -m pytest -q -n $(PYTEST_WORKERS)
 
@@ -16,6 +22,16 @@ lint: setup ## check style, format and types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+bench: setup ## measure ingest, delivery and the one-request loop, briefly (needs wrk and nginx)
+	@bash scripts/need.sh wrk:wrk nginx:nginx-light
+	@.venv/bin/python -m bench.ingest --rounds 3 --seconds 2
+	@.venv/bin/python -m bench.ingest --rounds 3 --seconds 2 --items 100
+	@.venv/bin/python -m bench.loop --rounds 3 --seconds 2
+	@.venv/bin/python -m bench.delivery --rounds 3
+
+config: setup ## write etc/postbackd.toml anew from the settings' declarations
+	@.venv/bin/postbackd config >etc/postbackd.toml
 
 clean: ## remove what setup and the tests made
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
