@@ -7,7 +7,6 @@ error of the table in docs/api.md and nothing queued. A Falcon app whose `__call
 `IngestDoor.answer`. Checking an endpoint is endpoint.py, bytes are codec.py, Redis is queue/.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from postbackd.errors import (
     RecordConflictError,
     RequestError,
 )
+from postbackd.request import ITEM_DEPTH, MAX_DEPTH, decode_request, explain_rejection, is_too_deep, raw_items, too_deep
 from postbackd.scoreboard import Cell
 from postbackd.settings import Ingest as IngestSettings
 from postbackd.settings import Template as TemplateSettings
@@ -32,10 +32,7 @@ Environ = dict[str, Any]
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
 ENDPOINT_CACHE_SIZE = 4096  # distinct endpoint texts a process keeps compiled; the oldest goes first
-MAX_DEPTH = 64  # of the whole document; the request, its list and the item are three of them
-ITEM_DEPTH = 3
 RETRY_AFTER_S = 5
-LATER_MEMBERS = frozenset({"deliver_at", "delay", "expires_after"})
 JSON_TYPES = frozenset({"", "application/json"})
 
 STATUS_LINES = {
@@ -47,20 +44,6 @@ STATUS_LINES = {
     500: "500 Internal Server Error",
     503: "503 Service Unavailable",
 }
-
-
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """A request whose items are wanted as objects. Decoding it validates every byte of `data`."""
-
-    endpoint: msgspec.Raw
-    data: list[dict[str, Any]] | dict[str, Any]
-
-
-class RawRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The same request once more, its items as the bytes that were sent (for JSON bodies)."""
-
-    endpoint: msgspec.Raw
-    data: msgspec.Raw
 
 
 class Queue(Protocol):
@@ -78,79 +61,6 @@ class IdSource(Protocol):
 
     def generator(self) -> IdGenerator:
         """The generator of this process' worker number, as long as that number is ours."""
-
-
-_decode_request = msgspec.json.Decoder(Request).decode
-_decode_raw_request = msgspec.json.Decoder(RawRequest).decode
-_decode_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_any = msgspec.json.Decoder().decode
-_MSGSPEC_PATH = re.compile(r" - at `\$\.?(?:<[^`]*>)?([^`]*)`$")
-_UNKNOWN_MEMBER = re.compile(r"unknown field `([^`]*)`")
-_MISSING_MEMBER = re.compile(r"missing required field `([^`]*)`")
-
-
-def _is_too_deep(value: object, levels_left: int) -> bool:
-    """Whether a decoded value nests deeper than allowed; msgspec itself has no limit below Python's stack."""
-    children: Iterable[object]
-    if type(value) is dict:
-        children = value.values()
-    elif type(value) is list:
-        children = value
-    else:
-        return False
-    if levels_left <= 0:
-        return True
-    return any(_is_too_deep(child, levels_left - 1) for child in children)
-
-
-def _too_deep() -> RequestError:
-    return RequestError(400, "malformed_json", f"The JSON nests deeper than {MAX_DEPTH} levels.")
-
-
-def _validation_error(error: msgspec.ValidationError) -> RequestError:
-    """Name the member that is unknown, missing or of the wrong type."""
-    text = str(error)
-    if text.startswith("Number out of range"):
-        return RequestError(400, "malformed_json", "A number is out of the range of a double (about 1.8e308).")
-    found = _MSGSPEC_PATH.search(text)
-    parent = found.group(1) if found else ""
-    text = _MSGSPEC_PATH.sub("", text)
-
-    def path_of(member: str) -> str:
-        return f"{parent}.{member}" if parent else member
-
-    if unknown := _UNKNOWN_MEMBER.search(text):
-        name = unknown.group(1)
-        if name in LATER_MEMBERS:
-            return RequestError(422, "not_supported_yet", f"`{name}` is not supported yet: leave it out.", name)
-        message = f"The request has no member `{name}`: it has `endpoint` and `data`."
-        return RequestError(422, "unknown_member", message, path_of(name))
-    if missing := _MISSING_MEMBER.search(text):
-        name = missing.group(1)
-        return RequestError(422, "missing_member", f"The request needs a member `{name}`.", path_of(name))
-    return RequestError(422, "invalid_type", f"{text}.", parent or None)
-
-
-def explain_rejection(body: bytes) -> RequestError:
-    """Why a body that did not decode as a request is refused. The slow path: it decodes once more, untyped.
-
-    A body that is no JSON at all is a 400 wherever its fault stands, even behind a member of the wrong type.
-    """
-    if not body.strip():
-        return RequestError(400, "empty_body", "The body is empty: send {endpoint, data} as JSON.")
-    try:
-        if _is_too_deep(_decode_any(body), MAX_DEPTH):
-            return _too_deep()
-        _decode_request(body)
-    except RecursionError:
-        return _too_deep()
-    except UnicodeDecodeError as error:
-        return RequestError(400, "malformed_json", f"The body is not UTF-8 (byte {error.start} of a string).")
-    except msgspec.ValidationError as error:
-        return _validation_error(error)
-    except msgspec.DecodeError as error:
-        return RequestError(400, "malformed_json", f"{error}.")
-    return RequestError(400, "malformed_json", "The body is not JSON that can be read.")
 
 
 def error_answer(error: RequestError) -> Answer:
@@ -239,7 +149,7 @@ class IngestDoor:
         Measured on the sample (two postbacks): 3.7 µs for everything here but the round trip to Redis.
         """
         try:
-            request = _decode_request(body)
+            request = decode_request(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise explain_rejection(body) from None
         endpoint = self._endpoint(bytes(request.endpoint))
@@ -249,8 +159,8 @@ class IngestDoor:
         ids = self._ids.generator().next_ids(len(items))
         encode = endpoint.encode
         if endpoint.wants_raw:
-            raw_items = _raw_items(body)
-            elements = [encode(ids[i], item, i, raw_items[i]) for i, item in enumerate(items)]
+            texts = raw_items(body)
+            elements = [encode(ids[i], item, i, texts[i]) for i, item in enumerate(items)]
         else:
             elements = [encode(ids[i], item, i, None) for i, item in enumerate(items)]
         self._queue.enqueue(endpoint.id, endpoint.record, elements)
@@ -286,17 +196,8 @@ class IngestDoor:
                 raise RequestError(422, "not_supported_yet", "`@` is not supported yet: leave it out.", path)
             for value in item.values():
                 kind = type(value)
-                if (kind is dict or kind is list) and _is_too_deep(value, MAX_DEPTH - ITEM_DEPTH):
-                    raise _too_deep()
-
-
-def _raw_items(body: bytes) -> list[bytes]:
-    """Each item's JSON exactly as it was sent."""
-    data = _decode_raw_request(body).data
-    text = bytes(data)
-    if text.lstrip()[:1] == b"[":
-        return [bytes(item) for item in _decode_raw_items(text)]
-    return [text]
+                if (kind is dict or kind is list) and is_too_deep(value, MAX_DEPTH - ITEM_DEPTH):
+                    raise too_deep()
 
 
 def _check_media_type(value: str) -> None:

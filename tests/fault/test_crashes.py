@@ -79,6 +79,7 @@ def test_killed_delivery_worker_loses_nothing(tmp_path: Path) -> None:
     with running_sink(tmp_path / "sink", "--latency", "0.05") as sink, running_daemon(tmp_path / "daemon") as daemon:
         load = Load(daemon, sink)
         load.wait_for(1000)
+        wait_until(lambda: len(sink.received()) > 100, "the worker is delivering")
         kill_one(daemon, "deliver")
         load.wait_for(3000)
         ids = load.stop()

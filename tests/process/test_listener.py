@@ -163,7 +163,7 @@ def test_drain_under_load_answers_every_request_that_was_read(start: Start) -> N
     ends = server.wait()
     for client in clients:
         client.join(BOUND_S)
-    assert [(code, out) for code, out, _ in ends] == [(0, "served\n")] * 2
+    assert [(code, out) for code, out, _ in ends] == [(0, "served\n")] * 2, ends
     answered = [path for client in clients for path in client.answered]
     assert sorted(answered) == sorted(path for path in server.handled_paths() if path.startswith("/client"))
 
