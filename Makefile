@@ -29,6 +29,7 @@ bench: setup ## measure ingest, delivery and the one-request loop, briefly (need
 	@.venv/bin/python -m bench.ingest --rounds 3 --seconds 2 --items 100
 	@.venv/bin/python -m bench.loop --rounds 3 --seconds 2
 	@.venv/bin/python -m bench.delivery --rounds 3
+	@.venv/bin/python -m bench.idle --seconds 10
 
 config: setup ## write etc/postbackd.toml anew from the settings' declarations
 	@.venv/bin/postbackd config >etc/postbackd.toml

@@ -96,14 +96,14 @@ def raw_sockets(port: int, count: int, connections: int) -> dict[str, float]:
 
 
 @contextmanager
-def target_server(name: str) -> Iterator[int]:
+def target_server(name: str, latency_s: float) -> Iterator[int]:
     """nginx, or our own sink."""
-    if name == "nginx":
+    if name == "nginx" and not latency_s:
         with nginx_target(OTHER_CORE) as port:
             yield port
         return
     port = free_port()
-    command = [sys.executable, "-m", "postbackd.cli", "sink", "--port", str(port)]
+    command = [sys.executable, "-m", "postbackd.cli", "sink", "--port", str(port), "--latency", str(latency_s)]
     with process(OTHER_CORE, command, stdout=subprocess.DEVNULL):
         wait_for_port(port)
         yield port
@@ -114,16 +114,19 @@ def target_server(name: str) -> Iterator[int]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--per-host", default=32, show_default=True, help="Connections, of the raw sockets too.")
 @click.option("--target", default="nginx", show_default=True, type=click.Choice(["nginx", "sink"]))
+@click.option("--latency", default=0.0, show_default=True, help="Seconds before each answer; takes the sink.")
 @click.option("--appendfsync", default="everysec", show_default=True, type=click.Choice(["always", "everysec", "no"]))
 @click.option("--json", "as_json", is_flag=True)
-def main(postbacks: int, rounds: int, per_host: int, target: str, appendfsync: str, as_json: bool) -> None:
+def main(
+    postbacks: int, rounds: int, per_host: int, target: str, latency: float, appendfsync: str, as_json: bool
+) -> None:
     """Measure delivery."""
     ours: list[dict[str, float]] = []
     raw: list[float] = []
     settings = ["delivery.workers=1", f"delivery.per_host={per_host}"]
     with (
         queue_server(appendfsync) as (url, client),
-        target_server(target) as port,
+        target_server(target, latency) as port,
         daemon(url, MEASURED_CORE, "deliver", settings) as running,
     ):
         one_round(running, client, port, min(postbacks, 5000))
@@ -145,7 +148,8 @@ def main(postbacks: int, rounds: int, per_host: int, target: str, appendfsync: s
         ("Redis commands a postback, inner ones of scripts included", spread(columns["redis_commands"])),
         ("RSS MB of the worker", spread(columns["rss_mb"])),
     ]
-    title = f"delivery: {rounds} x {postbacks} sample postbacks to {target}, appendfsync {appendfsync}"
+    place = f"{target} with {latency:g} s of latency" if latency else target
+    title = f"delivery: {rounds} x {postbacks} sample postbacks to {place}, appendfsync {appendfsync}"
     report(title, rows, figures, as_json)
 
 

@@ -67,9 +67,10 @@ def wait_for_port(port: int) -> None:
 
 
 @contextmanager
-def process(core: int, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process pinned to a core, ended (with its children) when the block ends."""
-    started = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, {core}), **options)
+def process(core: int | None, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process pinned to a core (None: to none), ended (with its children) when the block ends."""
+    cores = set(range(os.cpu_count() or 1)) if core is None else {core}
+    started = subprocess.Popen(command, preexec_fn=lambda: os.sched_setaffinity(0, cores), **options)
     try:
         yield started
     finally:
@@ -112,8 +113,8 @@ def queue_server(appendfsync: str) -> Iterator[tuple[str, redis.Redis]]:
 
 
 @contextmanager
-def daemon(url: str, core: int, roles: str, settings: Sequence[str]) -> Iterator["Daemon"]:
-    """A postbackd pinned to a core."""
+def daemon(url: str, core: int | None, roles: str, settings: Sequence[str]) -> Iterator["Daemon"]:
+    """A postbackd pinned to a core, or to none."""
     folder = Path(tempfile.mkdtemp(prefix="pbbench"))
     port = free_port()
     chosen = [

@@ -23,9 +23,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 # The app answers with what the test wants to know. Every request it has begun is a line of `handled`.
 CHILD = """
-import os, signal, socket, sys, time
+import faulthandler, os, signal, socket, sys, time
 from postbackd.server import listener
 
+faulthandler.dump_traceback_later(20)  # a drain that hangs says where
 fd, handled_path, drain_timeout_s, drain_delay_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
 handled = os.open(handled_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 state = {"requests": 0, "beats": 0, "draining": False}
