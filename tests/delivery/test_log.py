@@ -23,8 +23,10 @@ FORMATTER = Formatter("node.0", 4096)
 TIME = TimeText().format(1_700_000_000_123)
 
 
-def answered(body: bytes = b"ok", truncated: bool = False, status: int = 200) -> Result:
-    return Result(None, None, status, body, truncated, "10.0.0.1", True, 1.25, 1.5, 0.1, 0.2, 0.3)
+def answered(body: bytes = b"ok", truncated: bool = False, status: int = 200, reused: bool = False) -> Result:
+    return Result(
+        None, None, status, body, truncated, "10.0.0.1", reused, 1.25, 1.5, *([] if reused else [0.1, 0.2, 0.3])
+    )
 
 
 def delivered(result: Result) -> dict:
@@ -51,6 +53,8 @@ def test_short_way_and_general_way_make_the_same_line(body: bytes, truncated: bo
         assert list(line)[:19] == FIELDS
     assert (line["id"], line["time"], line["attempt"]) == ("0000000000000abc", "2023-11-14T22:13:20.123Z", 2)
     assert line["timings_ms"] == {"dns": 0.1, "connect": 0.2, "tls": 0.3, "ttfb": 1.25, "total": 1.5}
+    reused = answered(body, truncated, reused=True)
+    assert delivered(reused) == general(reused)
     assert line["body_truncated"] == (truncated or len(body) > 4096)
 
 
