@@ -31,9 +31,15 @@ class _Commands(click.Group):
 
 
 def _load(config: str | None, overrides: tuple[str, ...]) -> Settings:
+    """The settings, with what only the parts that use them can judge; raises ConfigError."""
+    from postbackd.delivery.egress import Policy
+    from postbackd.delivery.schedule import retried_statuses
     from postbackd.settings_loader import load
 
-    return load(config, os.environ, overrides)
+    settings = load(config, os.environ, overrides)
+    Policy(settings.security.allow_networks, settings.security.deny_networks)
+    retried_statuses(settings.retry.statuses)
+    return settings
 
 
 _config_option = click.option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""The command line as a user meets it: one line and an exit code for everything that can go wrong."""
+
+import json
+import os
+import socket
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from postbackd.settings import declarations
+from tests.support.daemon import POSTBACKD, STOP_BOUND_S, free_port, running_daemon, running_sink, wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+SAMPLE = {"endpoint": {"method": "GET", "url": "http://127.0.0.1:1/{k}"}, "data": [{"k": 1}]}
+
+
+def postbackd(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*POSTBACKD, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=STOP_BOUND_S,
+        env={**os.environ, **environment},
+    )
+
+
+def settings_for(folder: Path, *more: str) -> list[str]:
+    chosen = [f"data_dir={folder}/var", f"log.path={folder}/log", f"ingest.port={free_port()}"]
+    chosen += [f"queue.port={free_port()}", "ingest.workers=1", "delivery.workers=1", *more]
+    return [part for setting in chosen for part in ("--set", setting)]
+
+
+def assert_one_line(ended: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One line of ours on standard error (events of the log beside it), no traceback, and it says what to do."""
+    ours = [line for line in ended.stderr.splitlines() if line.startswith("postbackd: ")]
+    assert len(ours) == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == code
+    for word in words:
+        assert word in ours[0], ours[0]
+
+
+def test_taken_ingest_port_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = postbackd("run", *settings_for(tmp_path, f"ingest.port={port}"))
+    assert_one_line(ended, 1, str(port), "taken", "ingest.port")
+
+
+def test_unreachable_redis_is_one_line(tmp_path: Path) -> None:
+    port = free_port()
+    ended = postbackd("run", *settings_for(tmp_path, f"queue.url=redis://:secret@127.0.0.1:{port}"))
+    assert_one_line(ended, 1, f"127.0.0.1:{port}", "queue.url")
+    assert "secret" not in ended.stderr
+
+
+def test_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = postbackd("run", *settings_for(tmp_path, f"log.path={tmp_path}/file/log"))
+    assert_one_line(ended, 1, "log.path")
+
+
+def test_missing_log_folder_is_made(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, [f"log.path={tmp_path}/new/folder/log"]):
+        assert (tmp_path / "new" / "folder" / "log").exists()
+
+
+def test_data_dir_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = postbackd("run", *settings_for(tmp_path, f"data_dir={tmp_path}/file"))
+    assert_one_line(ended, 1, "data_dir")
+
+
+def test_network_that_is_none_is_one_line(tmp_path: Path) -> None:
+    ended = postbackd("run", *settings_for(tmp_path, 'security.allow_networks=["10.0.0.1/8"]'))
+    assert_one_line(ended, 2, "security.allow_networks", "10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["config", "--set", "ingest.prot=1"], ["ingest.prot", "ingest.port"]),
+        (["config", "--set", "ingest.port=x"], ["ingest.port", "--set ingest.port=x"]),
+        (["config", "--set", "queue.shards=2"], ["queue.shards", "not supported yet"]),
+        (["config", "--set", "retry.statuses=[700]"], ["retry.statuses", "700"]),
+        (["config", "-c", "/nowhere.toml"], ["/nowhere.toml"]),
+        (["run", "--roles", "cook"], ["--roles", "ingest"]),
+    ],
+)
+def test_wrong_configuration_is_one_line_and_exit_code_2(arguments: list[str], words: list[str]) -> None:
+    assert_one_line(postbackd(*arguments), 2, *words)
+
+
+def test_environment_and_set_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[ingest]\nport = 1001\nworkers = 7\nmax_items = 5\n")
+    arguments = ["config", "-c", str(file), "--set", "ingest.port=1003"]
+    found = tomllib.loads(postbackd(*arguments, POSTBACKD_INGEST__PORT="1002", POSTBACKD_INGEST__WORKERS="8").stdout)
+    assert (found["ingest"]["port"], found["ingest"]["workers"], found["ingest"]["max_items"]) == (1003, 8, 5)
+
+
+def test_config_prints_every_setting_and_can_be_read_again(tmp_path: Path) -> None:
+    printed = postbackd("config").stdout
+    found = tomllib.loads(printed)
+    for declaration in declarations():
+        table = found[declaration.section] if declaration.section else found
+        assert table[declaration.name] == declaration.default
+    file = tmp_path / "c.toml"
+    file.write_text(printed)
+    assert postbackd("config", "-c", str(file)).stdout == printed
+
+
+def test_example_file_is_current_and_dev_file_loads() -> None:
+    assert (REPOSITORY / "etc" / "postbackd.toml").read_text() == postbackd("config").stdout
+    found = postbackd("config", "-c", str(REPOSITORY / "etc" / "dev.toml"))
+    assert found.returncode == 0, found.stderr
+
+
+def test_secrets_are_masked_in_config() -> None:
+    printed = postbackd("config", "--set", "queue.url=redis://:geheim@h:7000").stdout
+    assert "geheim" not in printed
+
+
+def test_check_says_what_is_wrong(tmp_path: Path) -> None:
+    well = postbackd("check", *settings_for(tmp_path))
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert "fail" not in well.stdout
+    ill = postbackd("check", *settings_for(tmp_path, f"queue.url=redis://127.0.0.1:{free_port()}"))
+    assert ill.returncode == 1
+    assert "queue" in next(line for line in ill.stdout.splitlines() if line.startswith("fail"))
+
+
+def test_send_posts_a_file_and_prints_the_ids(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(SAMPLE))
+    with running_daemon(tmp_path / "daemon") as daemon:
+        sent = postbackd("send", str(file), "--url", daemon.url + "/i")
+        assert (sent.returncode, sent.stdout.splitlines()[0]) == (0, "accepted 1")
+        as_json = postbackd("send", "-", "--json", "--set", f"ingest.port={daemon.port}", stdin=json.dumps(SAMPLE))
+        assert json.loads(as_json.stdout)["accepted"] == 1
+        refused = postbackd("send", "-", "--url", daemon.url + "/i", stdin="{}")
+        assert refused.returncode == 1
+        assert "endpoint" in refused.stderr
+
+
+def test_send_without_a_daemon_is_one_line() -> None:
+    ended = postbackd("send", "-", "--url", f"http://127.0.0.1:{free_port()}/i", stdin="{}")
+    assert_one_line(ended, 1, "cannot be reached")
+    assert_one_line(postbackd("send", "/nowhere.json"), 1, "/nowhere.json")
+
+
+def test_sink_fails_and_drops_on_order(tmp_path: Path) -> None:
+    import http.client
+
+    def status_of(sink_port: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", sink_port, timeout=STOP_BOUND_S)
+        try:
+            connection.request("POST", "/x", b"body")
+            return connection.getresponse().status
+        except http.client.HTTPException:
+            return 0
+        finally:
+            connection.close()
+
+    with running_sink(tmp_path / "a", "--fail-rate", "1") as sink:
+        assert status_of(sink.port) == 500
+    with running_sink(tmp_path / "b", "--drop-rate", "1") as sink:
+        assert status_of(sink.port) == 0
+        wait_until(lambda: sink.received(), "what is dropped is recorded all the same")
+        assert (sink.received()[0]["body"], sink.received()[0]["method"]) == ("body", "POST")
+    with running_sink(tmp_path / "c", "--status", "204", "--latency", "0.05") as sink:
+        assert status_of(sink.port) == 204
+
+
+def test_sink_on_a_taken_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert_one_line(postbackd("sink", "--port", str(taken.getsockname()[1])), 1, "listen")
+
+
+def test_demo_shows_the_sample() -> None:
+    import sys
+
+    ended = subprocess.run([sys.executable, "-m", "postbackd.tools.demo"], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert "/data?key=Phyllobates&value=Terribilis&foo=" in ended.stdout
