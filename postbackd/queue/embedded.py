@@ -8,6 +8,7 @@ comes here.
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -50,9 +51,11 @@ def find_server(choice: str) -> str:
     return found
 
 
-def _die_with_parent() -> None:
+def _die_with(parent_pid: int) -> None:
     """In the child: a supervisor killed with -9 takes its server with it, which then stops cleanly."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(1)
 
 
 class EmbeddedServer:
@@ -81,15 +84,7 @@ class EmbeddedServer:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             password = self._password()
             config = self._write_config(password)
-            with self._log_path.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [binary, str(config)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=_die_with_parent,
-                    process_group=0,
-                )
+            self._process = self._spawn([binary, str(config)])
         except OSError as error:
             raise BootError(f"the embedded server cannot be started: {error}: mend that or set queue.url") from None
         self._wait_until_ready(password)
@@ -111,6 +106,40 @@ class EmbeddedServer:
     def exit_code(self) -> int | None:
         """How the server ended, negative for a signal; None while it runs."""
         return None if self._process is None else self._process.poll()
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        parent_pid = os.getpid()
+        lock = self._lock()
+        try:
+            with self._log_path.open("ab") as log:
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=lambda: _die_with(parent_pid),
+                    process_group=0,
+                    pass_fds=[lock],
+                )
+        finally:
+            os.close(lock)  # the server's own copy holds it from here on
+
+    def _lock(self) -> int:
+        """The lock that a running server holds by inheriting its descriptor; waits for the one of a supervisor that was
+        killed a moment ago, which still writes its file: two servers on one append-only file would ruin it."""
+        lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline_s = time.monotonic() + START_BOUND_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    os.close(lock)
+                    raise BootError(
+                        f"another server still uses {self._folder}: end it (fuser {self._folder}/lock shows its pid)"
+                    ) from None
+                time.sleep(PROBE_EVERY_S)
 
     def _password(self) -> str:
         """The password, made once and kept, so that tools set up with it go on working after a restart."""

@@ -4,6 +4,7 @@
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,23 @@ def test_stranger_without_the_password_gets_nothing(folder: Path) -> None:
             client.get("k")
     finally:
         server.stop(STOP_S)
+
+
+def test_successor_waits_for_the_server_that_still_has_the_files(folder: Path) -> None:
+    first, second = EmbeddedServer(Queue(port=free_port()), folder), EmbeddedServer(Queue(port=free_port()), folder)
+    starting = threading.Thread(target=second.start)
+    try:
+        first.start()
+        starting.start()
+        starting.join(0.5)
+        assert starting.is_alive() and second.pid is None, "two servers on one append-only file would ruin it"
+        first.stop(STOP_S)
+        starting.join(STOP_S)
+        assert second.pid is not None
+    finally:
+        first.stop(STOP_S)
+        starting.join(STOP_S)
+        second.stop(STOP_S)
 
 
 def test_taken_port_is_one_line(folder: Path) -> None:

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""The delivery worker, turn by turn, with a real queue server and real targets: what ends where, and why."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from postbackd.children import _delivery_worker
+from postbackd.codec import EPOCH_MS, TRAIL_RECLAIM, ErrorClass, decode_item, trail_attempt
+from postbackd.delivery.log import DeliveryLog
+from postbackd.delivery.worker import DeliveryWorker
+from postbackd.endpoint import IngestEndpoint, compile_endpoint
+from postbackd.errors import LeaseLostError
+from postbackd.queue.keys import Keys
+from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
+from postbackd.settings_loader import load
+from postbackd.worker_pool import Slot, SlotContext
+from tests.support.daemon import Sink, free_port, read_json_lines, running_sink
+
+KEYS = Keys("pb")
+WORKER = "n.0.aaaa"
+BOUND_S = 60
+
+
+class Bench:
+    """A worker in this process, with the queue's other end in our hands."""
+
+    def __init__(self, server: redis.Redis, url: str, folder: Path, *settings: str) -> None:
+        self.server = server
+        self.log_path = folder / "log"
+        self.scoreboard = Scoreboard(1)
+        self.context = SlotContext(Slot("deliver", 0, 0), WORKER, self.scoreboard)
+        chosen = [f"queue.url={url}", 'security.allow_networks=["127.0.0.0/8"]', "retry.jitter=0", *settings]
+        self._pipe = os.pipe()
+        self.worker: DeliveryWorker = _delivery_worker(
+            self.context, load(None, {}, chosen), url, DeliveryLog(str(self.log_path)), self._pipe[0]
+        )
+
+    def endpoint(self, url: str, **members: Any) -> IngestEndpoint:
+        text = json.dumps({"method": "GET", "url": url, **members}).encode()
+        made = compile_endpoint(text, default="", unmatched="empty", allow_host=True, schemes=["http"])
+        self.server.set(KEYS.endpoint(made.id), made.record)
+        return made
+
+    def enqueue(self, endpoint: IngestEndpoint, item: dict[str, Any], number: int = 0, trail: bytes = b"") -> str:
+        postback_id = (int(time.time() * 1000) - EPOCH_MS) << 22 | number
+        self.server.rpush(KEYS.ready, endpoint.encode(postback_id, item, 0, b"{}") + trail)
+        return f"{postback_id:016x}"
+
+    def run_until(self, condition: Any, what: str) -> None:
+        deadline_s = time.monotonic() + BOUND_S
+        while not condition():
+            assert time.monotonic() < deadline_s, f"never: {what}; log {self.log()}"
+            self.worker.turn(monotonic_ms())
+
+    def log(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.log_path)
+
+    def run_until_settled(self, count: int) -> list[dict[str, Any]]:
+        """Until so many lines are written and no item is in the lease."""
+        self.run_until(
+            lambda: len(self.log()) >= count and self.server.hlen(KEYS.lease(WORKER)) == 1, f"{count} are settled"
+        )
+        return self.log()
+
+    def dead(self) -> list[dict[bytes, bytes]]:
+        return [entry for _, entry in self.server.xrange(KEYS.dead)]
+
+    def later(self) -> list[tuple[bytes, float]]:
+        return self.server.zrange(KEYS.later, 0, -1, withscores=True)
+
+
+@pytest.fixture
+def bench(server: redis.Redis, url: str, tmp_path: Path) -> Iterator[Bench]:
+    yield Bench(server, url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
+    with running_sink(tmp_path_factory.mktemp("sink")) as started:
+        yield started
+
+
+def test_delivered_postback_leaves_nothing_behind(bench: Bench, sink: Sink) -> None:
+    sent = bench.enqueue(bench.endpoint(sink.url + "/a?k={k}"), {"k": 1})
+    [line] = bench.run_until_settled(1)
+    assert (line["id"], line["outcome"], line["worker"]) == (sent, "delivered", "n.0")
+    assert bench.server.keys("pb:{0}:later") == [] and bench.dead() == []
+    cells = bench.context.cells
+    assert [cells[c] for c in (Cell.CLAIMED, Cell.ATTEMPTS, Cell.DELIVERED)] == [1, 1, 1]
+
+
+def test_what_cannot_be_decoded_is_poison_and_stops_nobody(bench: Bench, sink: Sink) -> None:
+    bench.server.rpush(KEYS.ready, b"\xc1 no msgpack", b"\x93\x01\x02\x03", b"")
+    bench.enqueue(bench.endpoint(sink.url + "/b"), {})
+    lines = bench.run_until_settled(4)
+    assert sorted((line["outcome"], line["reason"]) for line in lines if line["id"] is None) == [("dead", "poison")] * 3
+    assert [line["outcome"] for line in lines if line["id"]] == ["delivered"]
+    assert [entry[b"reason"] for entry in bench.dead()] == [b"poison"] * 3
+
+
+@pytest.mark.parametrize(("reclaims", "outcome"), [(4, "delivered"), (5, "dead")])
+def test_item_of_five_dead_workers_is_poison(bench: Bench, sink: Sink, reclaims: int, outcome: str) -> None:
+    bench.enqueue(bench.endpoint(sink.url + "/c"), {}, trail=TRAIL_RECLAIM * reclaims)
+    [line] = bench.run_until_settled(1)
+    assert line["outcome"] == outcome
+    assert line["attempt"] == (1 if outcome == "delivered" else 0)
+
+
+def test_expired_postback_is_dead_without_an_attempt(bench: Bench, sink: Sink) -> None:
+    endpoint = bench.endpoint(sink.url + "/expired")
+    old = (int(time.time() * 1000) - 172_800_001 - EPOCH_MS) << 22
+    bench.server.rpush(KEYS.ready, endpoint.encode(old, {}, 0, None))
+    [line] = bench.run_until_settled(1)
+    assert (line["outcome"], line["reason"], line["error"], line["attempt"]) == ("dead", "expired", "expired", 0)
+    assert line["url"] is None and line["host"] == f"127.0.0.1:{sink.port}"
+    assert not [request for request in sink.received() if request["url"] == "/expired"]
+
+
+def test_values_that_cannot_be_rendered_are_dead_with_the_record_kept(bench: Bench, sink: Sink) -> None:
+    endpoint = bench.endpoint(sink.url + "/d/{k}/e")
+    bench.enqueue(endpoint, {"k": ".."})
+    [line] = bench.run_until_settled(1)
+    assert (line["reason"], line["error"], line["url"]) == ("render_error", "render_error", None)
+    [dead] = bench.dead()
+    assert dead[b"record"] == endpoint.record
+    assert decode_item(dead[b"item"]).attempts[0][1] == ErrorClass.RENDER_ERROR
+
+
+def test_record_that_cannot_be_compiled_is_dead(bench: Bench) -> None:
+    endpoint = bench.endpoint("http://h/{k}")
+    bench.server.set(KEYS.endpoint(endpoint.id), b"\x80")
+    bench.enqueue(endpoint, {"k": 1})
+    [line] = bench.run_until_settled(1)
+    assert (line["reason"], line["method"], line["endpoint"]) == ("render_error", None, endpoint.id.hex())
+
+
+def test_missing_record_is_parked_ten_times_and_then_dead(bench: Bench, sink: Sink) -> None:
+    endpoint = bench.endpoint(sink.url + "/f")
+    bench.server.delete(KEYS.endpoint(endpoint.id))
+    missed = trail_attempt(1, ErrorClass.ENDPOINT_MISSING)
+    bench.enqueue(endpoint, {}, 1, missed * 9)
+    last = bench.enqueue(endpoint, {}, 2, missed * 10)
+    [line] = bench.run_until_settled(1)
+    assert (line["id"], line["reason"]) == (last, "endpoint_missing")
+    [(item, due_ms)] = bench.later()
+    assert [code for _, code in decode_item(item).attempts] == [ErrorClass.ENDPOINT_MISSING] * 10
+    seconds, _ = bench.server.time()
+    assert 55 <= due_ms / 1000 - seconds <= 61
+
+
+def test_endpoint_that_comes_back_is_found(bench: Bench, sink: Sink) -> None:
+    """A miss is not remembered: ingest may store the record again."""
+    endpoint = bench.endpoint(sink.url + "/g")
+    bench.server.delete(KEYS.endpoint(endpoint.id))
+    bench.enqueue(endpoint, {})
+    bench.run_until(lambda: bench.later(), "it is parked")
+    bench.server.set(KEYS.endpoint(endpoint.id), endpoint.record)
+    bench.server.zadd(KEYS.later, {bench.later()[0][0]: 0})
+    assert bench.run_until_settled(1)[0]["outcome"] == "delivered"
+
+
+def test_retry_goes_to_later_with_its_attempt(bench: Bench) -> None:
+    endpoint = bench.endpoint(f"http://127.0.0.1:{free_port()}/", retry={"schedule": [30]})
+    bench.enqueue(endpoint, {})
+    [line] = bench.run_until_settled(1)
+    assert (line["outcome"], line["error"]) == ("retry", "connection_refused")
+    [(item, due_ms)] = bench.later()
+    assert [code for _, code in decode_item(item).attempts] == [ErrorClass.CONNECTION_REFUSED]
+    seconds, _ = bench.server.time()
+    assert 25 <= due_ms / 1000 - seconds <= 31
+
+
+def test_name_without_an_address_is_a_dns_error_and_holds_up_nobody(bench: Bench, sink: Sink) -> None:
+    bench.enqueue(bench.endpoint("http://no-such-name.invalid/"), {}, 1)
+    bench.enqueue(bench.endpoint(f"http://localhost:{sink.port}/named"), {}, 2)
+    lines = {line["host"]: line for line in bench.run_until_settled(2)}
+    assert lines["no-such-name.invalid"]["error"] == "dns_error"
+    assert "no-such-name.invalid" in lines["no-such-name.invalid"]["error_detail"]
+    assert lines[f"localhost:{sink.port}"]["outcome"] == "delivered"
+
+
+def test_name_that_leads_inside_is_blocked(server: redis.Redis, url: str, tmp_path: Path, sink: Sink) -> None:
+    closed = Bench(server, url, tmp_path, "security.allow_networks=[]")
+    closed.enqueue(closed.endpoint(f"http://localhost:{sink.port}/inside"), {})
+    [line] = closed.run_until_settled(1)
+    assert (line["outcome"], line["reason"], line["error"]) == ("dead", "blocked", "blocked")
+    assert not [request for request in sink.received() if request["url"] == "/inside"]
+
+
+def test_placeholder_in_the_host_has_a_lane_per_host(server: redis.Redis, url: str, tmp_path: Path, sink: Sink) -> None:
+    bench = Bench(server, url, tmp_path, "template.allow_host=true")
+    endpoint = bench.endpoint(f"http://{{h}}:{sink.port}/templated")
+    for number, host in enumerate(["127.0.0.1", "localhost", "a b"]):
+        bench.enqueue(endpoint, {"h": host}, number)
+    outcomes = sorted((line["host"] or "", line["outcome"]) for line in bench.run_until_settled(3))
+    assert outcomes == [("", "dead"), (f"127.0.0.1:{sink.port}", "delivered"), (f"localhost:{sink.port}", "delivered")]
+
+
+def test_binary_and_odd_values_stop_nobody(bench: Bench, sink: Sink) -> None:
+    endpoint = bench.endpoint(sink.url + "/odd?{k}", headers={"X": "é{k}"}, method="POST", body="form")
+    for number, value in enumerate(["😀", "é" * 100, 2**200, 1e308, {"a": [None]}, "x" * 9000]):
+        bench.enqueue(endpoint, {"k": value}, number)
+    lines = bench.run_until_settled(6)
+    assert sorted(line["outcome"] for line in lines) == ["dead"] + ["delivered"] * 5
+    assert {line["error"] for line in lines if line["outcome"] == "dead"} == {"too_large"}
+
+
+def test_outcomes_wait_while_redis_is_away_and_are_settled_later(bench: Bench, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--latency", "0.3") as slow:
+        endpoint = bench.endpoint(slow.url + "/slow")
+        for number in range(20):
+            bench.enqueue(endpoint, {}, number)
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 20, "all are in flight")
+        bench.server.client_kill_filter(_type="normal", skipme=True)
+        lines = bench.run_until_settled(20)
+    assert [line["outcome"] for line in lines] == ["delivered"] * 20
+    assert bench.server.hget(KEYS.stats, "delivered") == b"20"
+    assert len(slow.received()) == 20
+
+
+def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--latency", "0.3") as slow:
+        endpoint = bench.endpoint(slow.url + "/lost")
+        for number in range(40):  # 32 in flight, the rest in the lane
+            bench.enqueue(endpoint, {}, number)
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 32, "the host's limit is in flight")
+        bench.worker._lease.wait()
+        assert bench.worker._lease.reclaim(WORKER, "death") == 40
+        with pytest.raises(LeaseLostError):
+            bench.run_until(lambda: False, "the lease is lost")
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None, gives_back=False)
+        assert len(slow.received()) == 32
+    assert len(bench.log()) == 32, "what was under way has ended and is logged"
+    assert bench.server.llen(KEYS.ready) == 40, "and all of it is given out again"
+
+
+def test_drain_gives_back_what_was_not_started(bench: Bench, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--latency", "0.2") as slow:
+        endpoint = bench.endpoint(slow.url + "/drain")
+        for number in range(50):
+            bench.enqueue(endpoint, {}, number)
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 32, "the host's limit is in flight")
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
+    assert len(bench.log()) == 32
+    back = bench.server.lrange(KEYS.ready, 0, -1)
+    assert len(back) == 18
+    assert {decode_item(item).reclaims for item in back} == {0}, "a clean stop leaves no mark"
+    assert bench.server.zrange(KEYS.workers, 0, -1) == []
+
+
+def test_noted_death_is_reclaimed_in_a_turn(bench: Bench, sink: Sink) -> None:
+    endpoint = bench.endpoint(sink.url + "/reclaimed")
+    item = endpoint.encode(((int(time.time() * 1000) - EPOCH_MS) << 22) + 5, {}, 0, None)
+    bench.server.hset(KEYS.lease("n.7.dead"), mapping={"n": 1, "0": item})
+    bench.server.zadd(KEYS.workers, {"n.7.dead": 0})
+    bench.scoreboard.note_death("n.7.dead")
+    [line] = bench.run_until_settled(1)
+    assert line["outcome"] == "delivered"
+    assert bench.context.cells[Cell.RECLAIMED] == 1
+
+
+def test_flood_for_one_host_is_parked_and_another_host_is_served(bench: Bench, sink: Sink, tmp_path: Path) -> None:
+    with running_sink(tmp_path, "--latency", "30") as dead:
+        flood, healthy = bench.endpoint(dead.url + "/"), bench.endpoint(sink.url + "/healthy")
+        for number in range(2000):
+            bench.enqueue(flood, {}, number)
+        bench.enqueue(healthy, {}, 5000)
+        bench.run_until(
+            lambda: any(line["outcome"] == "delivered" for line in bench.log()), "the healthy one is served"
+        )
+        bench.run_until(lambda: bench.server.llen(KEYS.ready) == 0, "the flood is claimed")
+        assert bench.context.cells[Cell.PARKED] > 1000
+        due = {due_ms for _, due_ms in bench.later()}
+        assert len(due) > 500, "they do not all come back at one instant"
+        assert all(decode_item(item).attempts == [] for item, _ in bench.later()), "parking uses up no attempt"
