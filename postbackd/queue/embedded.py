@@ -51,6 +51,21 @@ def find_server(choice: str) -> str:
     return found
 
 
+def running_url(settings: Queue, data_dir: Path | str) -> str:
+    """The url of the queue for a command beside the daemon: `queue.url`, or the embedded server's; raises BootError."""
+    if settings.url:
+        return settings.url
+    folder = Path(data_dir).absolute() / "queue"
+    try:
+        password = (folder / "password").read_text().strip()
+    except OSError as error:
+        raise BootError(
+            f"no queue of a daemon in data_dir {data_dir}: {error.strerror} ({folder / 'password'}): "
+            "give the daemon's own configuration with -c, or set queue.url"
+        ) from None
+    return f"unix://:{password}@{folder / 'socket'}"
+
+
 def _die_with(parent_pid: int) -> None:
     """In the child: a supervisor killed with -9 takes its server with it, which then stops cleanly."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

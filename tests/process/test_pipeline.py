@@ -2,11 +2,12 @@
 """A POST at /ingest.php becomes delivered, logged HTTP requests: real processes from end to end."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon, Sink, free_port, http, running_daemon, running_sink, wait_until
+from tests.support.daemon import POSTBACKD, Daemon, Sink, free_port, http, running_daemon, running_sink, wait_until
 
 SAMPLE_DATA = [{"key": "Azureus", "value": "Dendrobates"}, {"key": "Phyllobates", "value": "Terribilis"}]
 LOG_FIELDS = [
@@ -152,6 +153,32 @@ def test_refused_status_is_dead_at_once(daemon: Daemon, tmp_path: Path) -> None:
     [line] = lines_of(daemon, postback_id)
     assert (line["outcome"], line["reason"]) == ("dead", "refused_status")
     assert (line["response_code"], line["error"]) == (404, "http_4xx")
+
+
+def test_dead_letter_is_found_replayed_and_delivered(tmp_path: Path) -> None:
+    """By the command line, beside a running daemon with an embedded server."""
+
+    def dead(*arguments: str) -> str:
+        command = [*POSTBACKD, "dead", *arguments, "--set", f"data_dir={daemon.data_dir}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    port = free_port()
+    with running_daemon(tmp_path / "daemon") as daemon:
+        endpoint = {"method": "GET", "url": f"http://127.0.0.1:{port}/{{k}}", "retry": {"max_attempts": 1}}
+        ids = deliver(daemon, {"endpoint": endpoint, "data": [{"k": 1}, {"k": 2}]})
+        wait_until(lambda: ids[0] in dead("list") and ids[1] in dead("list"), "both are dead letters")
+        assert json.loads(dead("show", ids[0]))["reason"] == "attempts_exhausted"
+        assert dead("replay", "--host", f"127.0.0.1:{port}", "--dry-run") == "2 would be replayed\n"
+        assert dead("replay", "--host", "elsewhere") == "0 replayed\n"
+        sink_process = Sink(tmp_path / "sink", port=port)
+        try:
+            assert dead("replay", "--id", ids[0]) == "1 replayed\n"
+            wait_until(lambda: daemon.delivered_ids() == [ids[0]], "the replayed one is delivered")
+        finally:
+            sink_process.stop()
+        assert lines_of(daemon, ids[0])[-1]["attempt"] == 1
+        assert dead("purge", "--all") == "1 purged\n"
+        assert dead("list", "--json") == ""
 
 
 def test_server_error_is_retried_until_it_ends(daemon: Daemon, tmp_path: Path) -> None:

@@ -62,10 +62,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 class Sink:
     """`postbackd sink` on a free port, recording into a file."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.record = folder / "received.jsonl"
-        self.port = free_port()
+        self.port = port or free_port()
         self.process = subprocess.Popen(
             [*POSTBACKD, "sink", "--port", str(self.port), "--record", str(self.record), *options],
             stdout=(folder / "sink.out").open("wb"),

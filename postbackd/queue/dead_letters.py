@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""Dead letters: read them, give them back to ready, or purge them (QUEUE.md, "replay from dead").
+
+For the command line: one connection, page after page, oldest first. An entry keeps the item with its whole trail, the
+endpoint record, the reason, and the last answer, which is the line of the delivery log.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from postbackd.codec import CodecError, Item, accept_ms, attempt_class_name, decode_item, format_id
+from postbackd.queue.enqueuer import RECORD_TTL_S
+from postbackd.queue.keys import Keys
+from postbackd.queue.scripts import REPLAY
+from postbackd.queue.wire import Wire
+
+PAGE = 500
+CALL_TIMEOUT_S = 30.0
+
+
+class DeadLetter(NamedTuple):
+    """One entry of the stream."""
+
+    entry_id: bytes
+    died_ms: int
+    reason: str
+    line: dict[str, Any]  # the last line of the delivery log
+    item: Item | None  # None where the bytes are no item
+    record: bytes
+
+    @property
+    def postback_id(self) -> str:
+        """The id as users know it; empty where the bytes are no item."""
+        return "" if self.item is None else format_id(self.item.postback_id)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's digest, 16 hex."""
+        return "" if self.item is None else self.item.endpoint_id.hex()
+
+    @property
+    def accepted_ms(self) -> int | None:
+        """When ingest took it."""
+        return None if self.item is None else accept_ms(self.item.postback_id)
+
+    @property
+    def attempts(self) -> list[tuple[int, str]]:
+        """When each attempt ended, and its class."""
+        return [] if self.item is None else [(at_ms, attempt_class_name(code)) for at_ms, code in self.item.attempts]
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Which dead letters are meant; what is None does not matter."""
+
+    host: str | None = None
+    endpoint: str | None = None
+    reason: str | None = None
+    postback_id: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether a dead letter is meant."""
+        return (
+            (self.host is None or letter.line.get("host") == self.host)
+            and (self.endpoint is None or letter.endpoint == self.endpoint)
+            and (self.reason is None or letter.reason == self.reason)
+            and (self.postback_id is None or letter.postback_id == self.postback_id)
+            and (self.until_ms is None or letter.died_ms < self.until_ms)
+        )
+
+
+class DeadLetters:
+    """The dead stream of one queue. Every method raises QueueUnavailableError."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._wire = Wire(url, CALL_TIMEOUT_S)
+        self._keys = Keys(prefix)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def count(self) -> int:
+        """All of them."""
+        return int(self._wire.call("XLEN", self._keys.dead))
+
+    def pages(self, wanted: Filter) -> Iterator[tuple[int, list[DeadLetter]]]:
+        """Page after page: how many were looked at, and those that are meant. Entries may go meanwhile."""
+        start = b"-" if wanted.since_ms is None else b"%d" % wanted.since_ms
+        while True:
+            entries = self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE)
+            letters = [_letter(entry_id, fields) for entry_id, fields in entries]
+            yield len(letters), [letter for letter in letters if wanted.matches(letter)]
+            if len(entries) < PAGE:
+                return
+            start = b"(" + entries[-1][0]
+
+    def replay(self, letters: list[DeadLetter]) -> int:
+        """Give them back to ready, a page at most; how many were still dead. Twice does no harm."""
+        keys = [self._keys.dead, self._keys.ready]
+        arguments: list[bytes | int] = [RECORD_TTL_S]
+        for letter in letters:
+            number = 0
+            if letter.item is not None and letter.record:
+                key = self._keys.endpoint(letter.item.endpoint_id)
+                if key not in keys[2:]:
+                    keys.append(key)
+                number = keys.index(key, 2) - 1
+            arguments += [letter.entry_id, number]
+        return int(REPLAY.call(self._wire, keys, arguments))
+
+    def purge(self, letters: list[DeadLetter]) -> int:
+        """Delete them for ever, counted in the queue's stats; how many were still there."""
+        count = int(self._wire.call("XDEL", self._keys.dead, *(letter.entry_id for letter in letters)))
+        self._wire.call("HINCRBY", self._keys.stats, "purged", count)
+        return count
+
+
+def _letter(entry_id: bytes, fields: list[bytes]) -> DeadLetter:
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    try:
+        item: Item | None = decode_item(values[b"item"])
+    except CodecError:
+        item = None
+    try:
+        line = msgspec.json.decode(values[b"answer"])
+    except msgspec.DecodeError:  # cut at its limit of bytes
+        line = {}
+    died_ms = int(entry_id.partition(b"-")[0])
+    return DeadLetter(entry_id, died_ms, values[b"reason"].decode(), line, item, values[b"record"])

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""`postbackd dead`: list, show, replay and purge dead letters, filtered; counts first with --dry-run.
+
+Interrupted, a replay or purge has done a part and leaves the rest as it was: run it again.
+"""
+
+import json
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from postbackd.codec import CodecError, decode_record
+from postbackd.errors import ConfigError, ExitCode
+from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_time_ms(option: str, text: str, now_s: float) -> int:
+    """`2h`, `30m`, `3d` before now, or an ISO time (UTC where it names no zone), in ms since 1970."""
+    if text[:-1].isdigit() and text[-1:] in UNITS_S:
+        return int((now_s - int(text[:-1]) * UNITS_S[text[-1]]) * 1000)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text}: write 30m, 2h or 3d, or a time as 2026-11-24T01:02:03Z") from None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def list_letters(letters: DeadLetters, wanted: Filter, limit: int, as_json: bool) -> int:
+    """Print them, oldest first."""
+    found: list[DeadLetter] = []
+    more = 0
+    for _, page in letters.pages(wanted):
+        room = limit - len(found)
+        found += page[:room]
+        more += len(page[room:])
+    if as_json:
+        for letter in found:
+            click.echo(json.dumps(as_object(letter)))
+        return ExitCode.OK
+    table = Table(box=None)
+    for column in ("died", "id", "reason", "last answer", "attempts", "host"):
+        table.add_column(column)
+    for letter in found:
+        answer = letter.line.get("response_code") or letter.line.get("error") or ""
+        row = [_time(letter.died_ms), letter.postback_id, letter.reason, str(answer), str(len(letter.attempts))]
+        table.add_row(*row, str(letter.line.get("host") or ""))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    click.echo(f"{len(found)} shown" + (f", {more} more (--limit)" if more else ""), err=True)
+    return ExitCode.OK
+
+
+def show_letter(letters: DeadLetters, postback_id: str) -> int:
+    """Print everything about one, as JSON."""
+    for _, page in letters.pages(Filter(postback_id=postback_id)):
+        for letter in page:
+            click.echo(json.dumps(as_object(letter), indent=2))
+            return ExitCode.OK
+    click.echo(f"postbackd: no dead letter has the id {postback_id}: it was delivered, replayed or purged", err=True)
+    return ExitCode.FAILED
+
+
+def replay_letters(letters: DeadLetters, wanted: Filter, rate_per_s: float | None, dry_run: bool) -> int:
+    """Give them back to ready, at a rate."""
+    return _work(letters, wanted, "replayed", dry_run, rate_per_s)
+
+
+def purge_letters(letters: DeadLetters, wanted: Filter, dry_run: bool) -> int:
+    """Delete them for ever."""
+    return _work(letters, wanted, "purged", dry_run, None)
+
+
+def _work(letters: DeadLetters, wanted: Filter, done: str, dry_run: bool, rate_per_s: float | None) -> int:
+    # Whatever dies while this runs is not meant: a replayed postback that dies again would go round for ever.
+    until_ms = min(wanted.until_ms or sys.maxsize, int(time.time() * 1000))
+    bounded = Filter(wanted.host, wanted.endpoint, wanted.reason, wanted.postback_id, wanted.since_ms, until_ms)
+    count = 0
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(done, total=letters.count())
+        for looked_at, page in letters.pages(bounded):
+            if dry_run:
+                count += len(page)
+            elif page:
+                count += _in_portions(letters, page, done, rate_per_s)
+            progress.advance(task, looked_at)
+    click.echo(f"{count} would be {done}" if dry_run else f"{count} {done}")
+    return ExitCode.OK
+
+
+def _in_portions(letters: DeadLetters, page: list[DeadLetter], done: str, rate_per_s: float | None) -> int:
+    if done == "purged":
+        return letters.purge(page)
+    if not rate_per_s:
+        return letters.replay(page)
+    count = 0
+    portion = max(1, int(rate_per_s / 10))  # ten times a second, so that the rate is even
+    for start in range(0, len(page), portion):
+        began_s = time.monotonic()
+        part = page[start : start + portion]
+        count += letters.replay(part)
+        time.sleep(max(0.0, len(part) / rate_per_s - (time.monotonic() - began_s)))
+    return count
+
+
+def as_object(letter: DeadLetter) -> dict[str, Any]:
+    """A dead letter as JSON."""
+    try:
+        endpoint: Any = json.loads(_record_json(letter.record)) if letter.record else None
+    except CodecError as error:
+        endpoint = str(error)
+    return {
+        "died": _time(letter.died_ms),
+        "id": letter.postback_id or None,
+        "accepted": None if letter.accepted_ms is None else _time(letter.accepted_ms),
+        "reason": letter.reason,
+        "attempts": [{"time": _time(at_ms), "class": name} for at_ms, name in letter.attempts],
+        "reclaims": 0 if letter.item is None else letter.item.reclaims,
+        "endpoint_id": letter.endpoint or None,
+        "endpoint": endpoint,
+        "last": letter.line,
+    }
+
+
+def _record_json(record: bytes) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(decode_record(record))
+
+
+def _time(at_ms: int) -> str:
+    at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at_ms)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
