@@ -25,11 +25,12 @@ from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import ExitCode, LeaseLostError
 from postbackd.ingest import IngestDoor, create_app
 from postbackd.queue.check import refuse_unfit
+from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
 from postbackd.queue.lease_client import LeaseClient
-from postbackd.queue.link import Link
+from postbackd.queue.link import REPLY_TIMEOUT_S, Link
 from postbackd.queue.worker_number import WorkerNumber
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.server.listener import serve
@@ -66,8 +67,11 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
     _look_at_queue(context, url)
     clock = Clock()
     keys = Keys(settings.queue.prefix)
-    link = Link(url, clock, _redis_error_counter(context))
-    enqueuer = Enqueuer(link, keys, settings.queue.max_depth)
+    durability = Durability(settings.queue)
+    count_error = _redis_error_counter(context)
+    timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
+    link = Link(url, clock, count_error, prove=durability.prove, reply_timeout_s=timeout_s)
+    enqueuer = Enqueuer(link, keys, settings.queue.max_depth, durability)
     numbers = WorkerNumber(Path(settings.data_dir), keys, link, clock)
     numbers.generator()  # now, so that the first request does not wait for it
     draining = False

@@ -35,11 +35,13 @@ def _load(config: str | None, overrides: tuple[str, ...]) -> Settings:
     """The settings, with what only the parts that use them can judge; raises ConfigError."""
     from postbackd.delivery.egress import Policy
     from postbackd.delivery.schedule import retried_statuses
+    from postbackd.queue.durability import Durability
     from postbackd.settings_loader import load
 
     settings = load(config, os.environ, overrides)
     Policy(settings.security.allow_networks, settings.security.deny_networks)
     retried_statuses(settings.retry.statuses)
+    Durability(settings.queue)
     return settings
 
 

@@ -65,6 +65,10 @@ class QueueFullError(PostbackdError):
     """Redis is out of memory or the queue is over its depth: try again later, nothing was written."""
 
 
+class DurabilityTimeoutError(PostbackdError):
+    """Enqueued, but too few replicas said so in time: no acknowledgement, though it may be delivered."""
+
+
 class RecordConflictError(PostbackdError):
     """Another endpoint is stored under the same 64-bit digest; nothing was written."""
 

@@ -17,6 +17,7 @@ from postbackd import oplog
 from postbackd.codec import IdGenerator, format_id
 from postbackd.endpoint import IngestEndpoint, compile_endpoint
 from postbackd.errors import (
+    DurabilityTimeoutError,
     QueueFullError,
     QueueUnavailableError,
     QueueUnsureError,
@@ -111,6 +112,9 @@ class IngestDoor:
         except QueueFullError as error:
             text = f"The queue is full: {error} Nothing was queued; send the request again."
             refusal = RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S)
+        except DurabilityTimeoutError as error:
+            text = f"The postbacks are queued but not as durable as wanted: {error} They may still be delivered."
+            refusal = RequestError(503, "durability_timeout", text, retry_after_s=RETRY_AFTER_S)
         except RecordConflictError:
             text = "Another endpoint is stored under the same digest: change the endpoint in any way."
             refusal = RequestError(422, "endpoint_conflict", text, "endpoint")

@@ -57,9 +57,9 @@ class Queue(Section, frozen=True, kw_only=True):
     appendfsync: Annotated[Literal["always", "everysec", "no"], _meta("of the embedded server")] = "always"
     prefix: Annotated[str, Meta(min_length=1), _meta("first part of every key")] = "pb"
     shards: Annotated[Count, _meta("parts the queue is split into", later=True)] = 1
-    durability: Annotated[Literal["server", "fsync", "replica"], _meta("what a 202 waits for", later=True)] = "server"
-    durability_timeout: Annotated[Seconds, _meta("longest wait for the durability", "s", later=True)] = 1.0
-    replicas: Annotated[Count, _meta("replicas that must have a write", later=True)] = 1
+    durability: Annotated[Literal["server", "fsync", "replica"], _meta("what a 202 waits for")] = "server"
+    durability_timeout: Annotated[float, Meta(ge=0.001, le=60), _meta("longest wait for replicas, then 503", "s")] = 1.0
+    replicas: Annotated[Count, _meta("replicas that must have a write, at durability replica")] = 1
     max_depth: Annotated[Count, _meta("queued postbacks beyond which ingest answers 503", reload=True)] = 10_000_000
     lease_timeout: Annotated[float, Meta(ge=10), _meta("a silent worker's lease is reclaimed after this", "s")] = 30.0
 

@@ -85,6 +85,30 @@ def _persistence(info: dict[str, str], appendfsync: str | None) -> Finding:
     )
 
 
+# What acknowledged postbacks a disaster costs, by how the server persists (None: it does not).
+LOSSES: dict[str, dict[str | None, str]] = {
+    "ingest or delivery process killed": {"always": "nothing", "everysec": "nothing", None: "nothing"},
+    "queue server killed (-9)": {"always": "nothing", "everysec": "up to 2 s, if an fsync was running", None: "all"},
+    "power cut of the queue server": {"always": "nothing", "everysec": "up to 2 s", None: "all"},
+}
+
+
+def losses(persistence: str | None, durability: str) -> list[str]:
+    """What each disaster can cost, one line each; `persistence` is appendfsync, or None without append-only file."""
+    column = persistence if persistence in ("always", None) else "everysec"
+    failover = "nothing, if a replica that had it is promoted" if durability == "replica" else "what the replica lacked"
+    return [*(f"{disaster}: {by[column]}" for disaster, by in LOSSES.items()), f"failover to a replica: {failover}"]
+
+
+def persistence_of(url: str) -> str | None:
+    """The server's appendfsync, None without append-only file; raises QueueUnavailableError."""
+    wire = Wire(url, TIMEOUT_S, TIMEOUT_S)
+    try:
+        return (_config(wire, "appendfsync") or "unknown") if _info(wire).get("aof_enabled") == "1" else None
+    finally:
+        wire.close()
+
+
 def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None]) -> list[Finding]:
     """Wait up to `wait_s` for the server, then raise BootError when it must not be used; else what to warn of."""
     deadline_s = time.monotonic() + wait_s

@@ -6,12 +6,15 @@ form, enqueue.lua, otherwise. What is known belongs to the connection and is for
 server closes it.
 """
 
+from typing import Any
+
 import hiredis
 
 from postbackd.errors import QueueFullError, QueueUnavailableError, QueueUnsureError
+from postbackd.queue.durability import Durability
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
-from postbackd.queue.scripts import ENQUEUE
+from postbackd.queue.scripts import ENQUEUE, is_noscript
 from postbackd.queue.wire import Wire, error_of, pack
 from postbackd.scoreboard import monotonic_ms
 
@@ -24,20 +27,23 @@ RECOUNT_MS = 1000
 class Enqueuer:
     """The queue as an ingest process sees it."""
 
-    def __init__(self, link: Link, keys: Keys, max_depth: int) -> None:
+    def __init__(self, link: Link, keys: Keys, max_depth: int, durability: Durability) -> None:
         self._link = link
+        self._durability = durability
         self._keys = keys
         self._max_depth = max_depth
         self._known: dict[bytes, int] = {}
         self._generation = 0
         self._depth = 0
         self._counted_ms = 0
+        self._replicas = 0  # that had the last write, where the durability waits for them
 
     def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
         """Commit the postbacks of one request; the depth of ready behind it.
 
         Raises QueueUnavailableError (certainly not enqueued), QueueUnsureError (perhaps), QueueFullError,
-        RecordConflictError. Certain failures get one more try at once, on a new connection.
+        RecordConflictError, DurabilityTimeoutError (enqueued, not yet as durable as wanted). Certain failures get one
+        more try at once, on a new connection.
         """
         now_ms = monotonic_ms()
         try:
@@ -75,18 +81,34 @@ class Enqueuer:
 
     def _enqueue(self, wire: Wire, endpoint_id: bytes, record: bytes, elements: list[bytes], now_ms: int) -> int:
         if now_ms - self._known.get(endpoint_id, -KNOWN_FOR_MS) < KNOWN_FOR_MS:
-            wire.send(pack(("RPUSH", self._keys.ready, *elements)))
-            reply = wire.read()
-            if isinstance(reply, hiredis.ReplyError):
-                raise error_of(reply)
+            reply = self._exchange(wire, pack(("RPUSH", self._keys.ready, *elements)))
         else:
             keys = (self._keys.ready, self._keys.endpoint(endpoint_id))
-            reply = ENQUEUE.call(wire, keys, (RECORD_TTL_S, record, *elements))
+            packed = ENQUEUE.packed(keys, (RECORD_TTL_S, record, *elements))
+            reply = self._exchange(wire, packed)
+            if is_noscript(reply):
+                wire.call(*ENQUEUE.load_command())
+                reply = self._exchange(wire, packed)
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[endpoint_id] = now_ms
-        self._depth = depth = int(reply)
+        if isinstance(reply, hiredis.ReplyError):
+            self._known.pop(endpoint_id, None)
+            raise error_of(reply)
+        depth: int = reply
+        self._depth = depth
+        if self._durability.waits:
+            self._durability.judge(self._replicas)
         return depth
+
+    def _exchange(self, wire: Wire, packed: bytes) -> Any:
+        """One write and its reply, with the wait for replicas behind it in the same packet."""
+        wire.send(packed + self._durability.packed_wait)
+        reply = wire.read()
+        if self._durability.waits:
+            waited = wire.read()
+            self._replicas = waited if isinstance(waited, int) else 0
+        return reply
 
     def ping(self) -> None:
         """Return when a request could be enqueued now; raises QueueUnavailableError or QueueFullError."""

@@ -21,12 +21,24 @@ IDLE_MS = 1000  # a connection unused this long is looked at before it is used
 class Link:
     """A connection that is there when the server is."""
 
-    def __init__(self, url: str, clock: Clock, count_error: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Clock,
+        count_error: Callable[[], None],
+        *,
+        prove: Callable[[Wire], None] = lambda wire: None,
+        reply_timeout_s: float = REPLY_TIMEOUT_S,
+    ) -> None:
+        """`prove` looks at each new connection and raises QueueUnavailableError where it must not be used."""
         self._url = url
+        self._prove = prove
+        self._reply_timeout_s = reply_timeout_s
         self._clock = clock
         self._count_error = count_error
         self._wire: Wire | None = None
-        self._away: tuple[int, QueueUnavailableError] | None = None
+        self._away_until_ms = 0
+        self._away_error = ""
         self._synced_ms = 0
         self._used_ms = 0
         self.generation = 0  # counts the connections: what was known of an older one is void
@@ -44,20 +56,19 @@ class Link:
         return self._connect(now_ms)
 
     def _connect(self, now_ms: int) -> Wire:
-        if self._away is not None:
-            until_ms, error = self._away
-            if now_ms < until_ms:
-                raise error
+        if now_ms < self._away_until_ms:
+            raise QueueUnavailableError(self._away_error)
         try:
-            self._wire = wire = Wire(self._url, REPLY_TIMEOUT_S)
+            self._wire = wire = Wire(self._url, self._reply_timeout_s)
             self.generation += 1
             self._sync(wire, now_ms)
+            self._prove(wire)
         except QueueUnavailableError as error:
             self._count_error()
-            certain = QueueUnavailableError(str(error))  # whatever failed, nothing of a request was sent
-            self._away = (monotonic_ms() + AWAY_MS, certain)
-            raise certain from None
-        self._away = None
+            self._away_until_ms, self._away_error = monotonic_ms() + AWAY_MS, str(error)
+            if self._wire is not None:
+                self._wire.close()
+            raise QueueUnavailableError(str(error)) from None  # whatever failed, nothing of a request was sent
         self._used_ms = now_ms
         return wire
 

@@ -13,7 +13,7 @@ import click
 
 from postbackd.errors import BootError, ExitCode
 from postbackd.limits import raise_descriptor_limit
-from postbackd.queue.check import Finding, check_server
+from postbackd.queue.check import Finding, check_server, losses, persistence_of
 from postbackd.queue.embedded import find_server
 from postbackd.server.listener import bind
 from postbackd.settings import Settings
@@ -34,16 +34,29 @@ def check(settings: Settings) -> int:
     ]
     for finding in findings:
         click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
+    if not any(finding.level == "fail" for finding in findings):
+        click.echo("what acknowledged postbacks a disaster can cost:")
+        for line in losses(_persistence(settings), settings.queue.durability):
+            click.echo(f"     {line}")
     return ExitCode.FAILED if any(finding.level == "fail" for finding in findings) else ExitCode.OK
 
 
 def _queue(settings: Settings) -> list[Finding]:
     if settings.queue.url:
-        return check_server(settings.queue.url)
+        findings = check_server(settings.queue.url)
+        if settings.queue.durability == "fsync" and not any("appendfsync always:" in f.text for f in findings):
+            findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
+        return findings
+    if settings.queue.durability == "fsync" and settings.queue.appendfsync != "always":
+        return [Finding("fail", "queue: durability fsync needs queue.appendfsync = always.")]
     try:
         return [Finding("ok", f"queue: embedded server {find_server(settings.queue.server)}")]
     except BootError as error:
         return [Finding("fail", f"queue: {error}")]
+
+
+def _persistence(settings: Settings) -> str | None:
+    return persistence_of(settings.queue.url) if settings.queue.url else settings.queue.appendfsync
 
 
 def _limits(settings: Settings) -> Finding:

@@ -128,7 +128,8 @@ def test_secrets_are_masked_in_config() -> None:
 def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     well = postbackd("check", *settings_for(tmp_path))
     assert well.returncode == 0, well.stdout + well.stderr
-    assert "fail" not in well.stdout
+    assert not [line for line in well.stdout.splitlines() if line.startswith("fail")]
+    assert "power cut of the queue server: nothing" in well.stdout
     ill = postbackd("check", *settings_for(tmp_path, f"queue.url=redis://127.0.0.1:{free_port()}"))
     assert ill.returncode == 1
     assert "queue" in next(line for line in ill.stdout.splitlines() if line.startswith("fail"))

@@ -2,6 +2,7 @@
 """The queue client against a real server: one round trip, lost answers, lost scripts, a server that goes away."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from postbackd.clock import Clock
 from postbackd.codec import TRAIL_RECLAIM, trail_attempt
 from postbackd.errors import (
     BootError,
+    ConfigError,
+    DurabilityTimeoutError,
     LeaseLostError,
     QueueFullError,
     QueueUnavailableError,
@@ -20,6 +23,7 @@ from postbackd.errors import (
     RecordConflictError,
 )
 from postbackd.queue.check import check_server, refuse_unfit
+from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
@@ -28,7 +32,9 @@ from postbackd.queue.link import Link
 from postbackd.queue.wire import Wire, mask
 from postbackd.queue.worker_number import USABLE_MS, Kept, WorkerNumber
 from postbackd.scoreboard import monotonic_ms
+from postbackd.settings import Queue
 from tests.support.daemon import free_port, wait_until
+from tests.support.servers import running_server
 
 KEYS = Keys("pb")
 EID = bytes(range(8))
@@ -45,8 +51,10 @@ class Count:
         self.errors += 1
 
 
-def enqueuer_of(url: str, max_depth: int = 1000) -> Enqueuer:
-    return Enqueuer(Link(url, Clock(), Count()), KEYS, max_depth)
+def enqueuer_of(url: str, max_depth: int = 1000, **settings: object) -> Enqueuer:
+    durability = Durability(Queue(url=url, **settings))
+    link = Link(url, Clock(), Count(), prove=durability.prove, reply_timeout_s=60)
+    return Enqueuer(link, KEYS, max_depth, durability)
 
 
 def worker_of(url: str, worker: str = "n.0.aa") -> LeaseClient:
@@ -186,6 +194,53 @@ def test_idle_connection_that_was_closed_is_noticed_before_it_is_used(server: re
 def test_password_is_masked() -> None:
     assert mask("redis://:p@w@h:1/0") == "redis://:***@h:1/0"
     assert mask("unix:///a/b") == "unix:///a/b"
+
+
+# Durability
+
+
+def test_fsync_is_refused_unless_the_server_proves_it(server: redis.Redis, url: str) -> None:
+    with pytest.raises(QueueUnavailableError, match="CONFIG SET appendonly yes"):
+        enqueuer_of(url, durability="fsync").enqueue(EID, RECORD, [b"a"])
+    assert server.llen(KEYS.ready) == 0
+    with (
+        running_server("--appendonly", "yes", "--appendfsync", "everysec") as (_, every_second),
+        pytest.raises(QueueUnavailableError, match="CONFIG SET appendfsync always"),
+    ):
+        enqueuer_of(every_second, durability="fsync").enqueue(EID, RECORD, [b"a"])
+    with running_server("--appendonly", "yes", "--appendfsync", "always") as (_, always):
+        assert enqueuer_of(always, durability="fsync").enqueue(EID, RECORD, [b"b"]) == 1
+
+
+def test_replica_level_waits_and_never_acknowledges_what_the_replica_lacks(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url, durability="replica", durability_timeout=0.2)
+    with pytest.raises(DurabilityTimeoutError, match="0 of 1 replicas"):
+        subject.enqueue(EID, RECORD, [b"a"])
+    with running_server() as (replica, _):
+        port = free_port()
+        server.config_set("port", port)
+        replica.replicaof("127.0.0.1", port)
+        try:
+            patient = enqueuer_of(url, durability="replica", durability_timeout=20)
+            wait_until(lambda: server.info("replication")["connected_slaves"] == 1, "the replica is connected")
+            patient.enqueue(EID, RECORD, [b"b"])
+            patient.enqueue(EID, RECORD, [b"c"])  # the plain form
+            assert replica.lrange(KEYS.ready, 0, -1)[-2:] == [b"b", b"c"], "acknowledged, so it is there"
+            replica_pid = replica.info("server")["process_id"]
+            os.kill(replica_pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(DurabilityTimeoutError):
+                    subject.enqueue(EID, RECORD, [b"d"])
+            finally:
+                os.kill(replica_pid, signal.SIGCONT)
+            patient.enqueue(EID, RECORD, [b"e"])
+        finally:
+            server.config_set("port", 0)
+
+
+def test_replica_level_needs_a_url() -> None:
+    with pytest.raises(ConfigError, match=r"queue\.url"):
+        Durability(Queue(durability="replica"))
 
 
 # Claim and settle

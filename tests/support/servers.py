@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,13 @@ def server_binary() -> Path:
     return binary
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[redis.Redis]:
-    """A client of a server that lives as long as the test module. Its folder is short: a socket path has 107 bytes."""
+@contextmanager
+def running_server(*options: str) -> Iterator[tuple[redis.Redis, str]]:
+    """A server and its url. Its folder is short: a socket path has 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="pbq"))
     path = folder / "s"
     process = subprocess.Popen(
-        [server_binary(), "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", ""],
+        [server_binary(), "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "", *options],
         stdout=(folder / "log").open("wb"),
         stderr=subprocess.STDOUT,
     )
@@ -42,12 +43,19 @@ def server() -> Iterator[redis.Redis]:
                 if time.monotonic() > deadline_s:
                     raise AssertionError((folder / "log").read_text()) from None
                 time.sleep(0.02)
-        yield client
+        yield client, f"unix://{path}"
     finally:
         client.close()
         process.terminate()
         process.wait(START_BOUND_S)
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[redis.Redis]:
+    """A client of a server that lives as long as the test module."""
+    with running_server() as (client, _):
+        yield client
 
 
 @pytest.fixture

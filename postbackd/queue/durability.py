@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""What an acknowledgement waits for (QUEUE.md, "enqueue": Ack).
+
+server    the reply: what the server's own append-only file gives
+fsync     the reply of a server that fsyncs before each reply: `appendonly yes` and `appendfsync always`, looked at on
+          every new connection. (WAITAOF is not enough: under everysec it can answer before the fsync has ended.)
+replica   WAIT behind the write, in the same packet: so many replicas have it
+"""
+
+from collections.abc import Callable
+
+from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueUnavailableError
+from postbackd.queue.wire import Wire, pack
+from postbackd.settings import Queue
+
+
+class Durability:
+    """The configured level, as the enqueuer uses it."""
+
+    def __init__(self, settings: Queue) -> None:
+        if settings.durability == "replica" and not settings.url:
+            raise ConfigError("queue.durability: replica needs a server with replicas: set queue.url")
+        self.level = settings.durability
+        self._replicas = settings.replicas
+        self._timeout_ms = int(settings.durability_timeout * 1000)
+        self.waits = settings.durability == "replica"
+        self.packed_wait = pack(("WAIT", settings.replicas, self._timeout_ms)) if self.waits else b""
+
+    @property
+    def prove(self) -> Callable[[Wire], None]:
+        """What is asked of every new connection."""
+        return prove_fsync if self.level == "fsync" else lambda wire: None
+
+    def judge(self, replicas: int) -> None:
+        """WAIT's answer; raises DurabilityTimeoutError when it is too few."""
+        if replicas < self._replicas:
+            raise DurabilityTimeoutError(
+                f"{replicas} of {self._replicas} replicas had it after {self._timeout_ms} ms "
+                "(queue.durability_timeout)."
+            )
+
+
+def prove_fsync(wire: Wire) -> None:
+    """Raise QueueUnavailableError unless the server's reply is the proof of an fsync."""
+    try:
+        found = dict(
+            wire.call("CONFIG", "GET", name) or (name.encode(), b"?") for name in ("appendonly", "appendfsync")
+        )
+    except QueueUnavailableError as error:
+        raise QueueUnavailableError(f"queue.durability = fsync cannot be verified here: {error}") from None
+    if (found.get(b"appendonly"), found.get(b"appendfsync")) != (b"yes", b"always"):
+        raise QueueUnavailableError(
+            "queue.durability = fsync needs a server with appendonly yes and appendfsync always: "
+            "CONFIG SET appendonly yes, CONFIG SET appendfsync always, and the same in its configuration."
+        )
