@@ -12,6 +12,7 @@ from postbackd.delivery.resolver import Resolver
 from postbackd.url import DEFAULT_PORTS
 
 MAX_HOSTS = 100_000
+TELL_FOR_MS = 100
 
 
 class Ready(NamedTuple):
@@ -36,7 +37,7 @@ class Names:
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self._names: dict[str, str | None] = {}  # host key → its name; None: an address
-        self._told: dict[str, tuple[str, ...]] = {}  # `name:port` → addresses libcurl knows
+        self._told: dict[str, tuple[tuple[str, ...], int]] = {}  # `name:port` → addresses libcurl knows, since when
         self._waiting: dict[str, set[str]] = {}  # name → host keys whose lanes wait for it
 
     def look_up(self, host_key: str, scheme: str, now_ms: int) -> Ready | Failed | None:
@@ -57,11 +58,16 @@ class Names:
             return Failed(answer.error or f"{name} has no address", False)
         port = host_key[len(name) + 1 :] or DEFAULT_PORTS[scheme]
         place = f"{name}:{port}"
-        if self._told.get(place) == answer.addresses:
-            return _NOTHING_TO_TELL
-        if len(self._told) >= MAX_HOSTS:
-            self._told.clear()
-        self._told[place] = answer.addresses
+        told, since_ms = self._told.get(place, ((), now_ms))
+        if told == answer.addresses:
+            # Transfers that start in the same turn carry it too: libcurl takes them up in no given order, and one that
+            # came before would look the name up itself.
+            if now_ms - since_ms > TELL_FOR_MS:
+                return _NOTHING_TO_TELL
+        else:
+            if len(self._told) >= MAX_HOSTS:
+                self._told.clear()
+            self._told[place] = (answer.addresses, now_ms)
         addresses = ",".join(f"[{address}]" if ":" in address else address for address in answer.addresses)
         return Ready(f"{place}:{addresses}")
 
