@@ -235,14 +235,16 @@ class _IngestResource:
 
 
 class _HealthResource:
-    """GET /health: this process runs and answers."""
+    """GET or HEAD /health: this process runs and answers."""
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         resp.data = b'{"status":"ok"}'
 
+    on_head = on_get
+
 
 class _ReadyResource:
-    """GET /ready: this machine can acknowledge a request now; 503 with the reason when it cannot."""
+    """GET or HEAD /ready: this machine can acknowledge a request now; 503 with the reason when it cannot."""
 
     def __init__(self, queue: Queue, is_draining: Callable[[], bool]) -> None:
         self._queue = queue
@@ -252,6 +254,8 @@ class _ReadyResource:
         reasons = self._reasons()
         resp.status = 503 if reasons else 200
         resp.data = msgspec.json.encode({"ready": not reasons, "reasons": reasons})
+
+    on_head = on_get
 
     def _reasons(self) -> list[str]:
         if self._is_draining():

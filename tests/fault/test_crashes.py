@@ -141,3 +141,34 @@ def test_killed_supervisor_takes_its_children_with_it(tmp_path: Path) -> None:
         daemon.settings.append("queue.lease_timeout=10")
         daemon.start()
         wait_for_all(sink, ids)
+
+
+def test_killed_queue_server_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """The embedded server fsyncs before each reply; it is started again, and everybody connects to it again."""
+    with running_sink(tmp_path / "sink", "--latency", "0.02") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        for goal in (1000, 2000):
+            load.wait_for(goal)
+            [pid] = daemon.children("queue")
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: daemon.children("queue") not in ([], [pid]), "a new server runs")
+        load.wait_for(3000)
+        ids = load.stop()
+        wait_for_all(sink, ids)
+        assert len(set(ids)) == len(ids), "no id was given out twice"
+        assert not [line for line in daemon.output.read_text().splitlines() if "Traceback" in line]
+
+
+def test_stopped_queue_server_only_delays(tmp_path: Path) -> None:
+    """SIGSTOP: connections stay open and nothing answers. Longer than any time-out of ours, shorter than a lease's."""
+    with running_sink(tmp_path / "sink", "--latency", "0.02") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        load = Load(daemon, sink)
+        load.wait_for(500)
+        [pid] = daemon.children("queue")
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: load.refused > 0, "requests are refused, not left hanging")
+        os.kill(pid, signal.SIGCONT)
+        load.wait_for(1500)
+        ids = load.stop()
+        wait_for_all(sink, ids)
+        assert "Traceback" not in daemon.output.read_text()

@@ -276,3 +276,4 @@ def test_short_path_is_the_same(daemon: Daemon, sink: Sink) -> None:
 def test_health_and_ready_answer(daemon: Daemon) -> None:
     assert http("GET", daemon.url + "/health")[0] == 200
     assert http("GET", daemon.url + "/ready") == (200, {"ready": True, "reasons": []})
+    assert http("HEAD", daemon.url + "/health") == http("HEAD", daemon.url + "/ready") == (200, "")
