@@ -69,6 +69,10 @@ class DurabilityTimeoutError(PostbackdError):
     """Enqueued, but too few replicas said so in time: no acknowledgement, though it may be delivered."""
 
 
+class IdempotencyConflictError(PostbackdError):
+    """The Idempotency-Key came before with another body; nothing was written."""
+
+
 class RecordConflictError(PostbackdError):
     """Another endpoint is stored under the same 64-bit digest; nothing was written."""
 

@@ -18,12 +18,14 @@ from postbackd.codec import IdGenerator, format_id
 from postbackd.endpoint import IngestEndpoint, compile_endpoint
 from postbackd.errors import (
     DurabilityTimeoutError,
+    IdempotencyConflictError,
     QueueFullError,
     QueueUnavailableError,
     QueueUnsureError,
     RecordConflictError,
     RequestError,
 )
+from postbackd.idempotency import body_hash, format_ids, key_digest, pack_ids
 from postbackd.request import ITEM_DEPTH, MAX_DEPTH, decode_request, explain_rejection, is_too_deep, raw_items, too_deep
 from postbackd.scoreboard import Cell
 from postbackd.settings import Ingest as IngestSettings
@@ -38,6 +40,7 @@ JSON_TYPES = frozenset({"", "application/json"})
 
 STATUS_LINES = {
     400: "400 Bad Request",
+    409: "409 Conflict",
     411: "411 Length Required",
     413: "413 Content Too Large",
     415: "415 Unsupported Media Type",
@@ -52,6 +55,11 @@ class Queue(Protocol):
 
     def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
         """Commit one request's postbacks; the depth behind it."""
+
+    def enqueue_once(
+        self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
+    ) -> bytes:
+        """Commit a request unless one with the same key was before; the ids that are queued, 8 bytes each."""
 
     def ping(self) -> None:
         """Return when Redis answers, raise QueueUnavailableError when it does not."""
@@ -100,7 +108,7 @@ class IngestDoor:
     def answer(self, env: Environ) -> Answer:
         """Status, headers and body for one POST. The one place where a request's failures end."""
         try:
-            body = self.accept(self._read(env))
+            body = self.accept(self._read(env), env.get("HTTP_IDEMPOTENCY_KEY"))
         except RequestError as error:
             refusal = error
         except QueueUnsureError as error:
@@ -115,6 +123,9 @@ class IngestDoor:
         except DurabilityTimeoutError as error:
             text = f"The postbacks are queued but not as durable as wanted: {error} They may still be delivered."
             refusal = RequestError(503, "durability_timeout", text, retry_after_s=RETRY_AFTER_S)
+        except IdempotencyConflictError:
+            text = "This Idempotency-Key came with another body within 24 hours: take a new key for a new request."
+            refusal = RequestError(409, "idempotency_conflict", text)
         except RecordConflictError:
             text = "Another endpoint is stored under the same digest: change the endpoint in any way."
             refusal = RequestError(422, "endpoint_conflict", text, "endpoint")
@@ -136,8 +147,6 @@ class IngestDoor:
             raise RequestError(
                 415, "unsupported_encoding", "Content-Encoding is not supported yet: send the JSON uncompressed."
             )
-        if "HTTP_IDEMPOTENCY_KEY" in env:
-            raise RequestError(422, "not_supported_yet", "Idempotency-Key is not supported yet: leave it out.")
         declared = env.get("CONTENT_LENGTH")
         if declared is None and "HTTP_TRANSFER_ENCODING" not in env:
             raise RequestError(411, "length_required", "Send Content-Length or Transfer-Encoding: chunked.")
@@ -147,7 +156,7 @@ class IngestDoor:
             raise RequestError(413, "body_too_large", message)
         return body
 
-    def accept(self, body: bytes) -> bytes:
+    def accept(self, body: bytes, idempotency_key: str | None = None) -> bytes:
         """Queue the postbacks of one request and return the 202's body; raises RequestError and queue errors.
 
         Measured on the sample (two postbacks): 3.7 µs for everything here but the round trip to Redis.
@@ -163,13 +172,19 @@ class IngestDoor:
         ids = self._ids.generator().next_ids(len(items))
         encode = endpoint.encode
         if endpoint.wants_raw:
-            texts = raw_items(body)
-            elements = [encode(ids[i], item, i, texts[i]) for i, item in enumerate(items)]
+            sent = raw_items(body)
+            elements = [encode(ids[i], item, i, sent[i]) for i, item in enumerate(items)]
         else:
             elements = [encode(ids[i], item, i, None) for i, item in enumerate(items)]
-        self._queue.enqueue(endpoint.id, endpoint.record, elements)
+        if idempotency_key is None:
+            self._queue.enqueue(endpoint.id, endpoint.record, elements)
+            texts = [format_id(number) for number in ids]
+        else:
+            key, digest = key_digest("", idempotency_key), body_hash(body)
+            kept = self._queue.enqueue_once(key, digest, pack_ids(ids), endpoint.id, endpoint.record, elements)
+            texts = format_ids(kept)
         self._cells[Cell.ACCEPTED] += len(ids)
-        return b'{"accepted":%d,"ids":["%b"]}' % (len(ids), '","'.join(map(format_id, ids)).encode())
+        return b'{"accepted":%d,"ids":["%b"]}' % (len(ids), '","'.join(texts).encode())
 
     def _endpoint(self, text: bytes) -> IngestEndpoint:
         """The endpoint compiled once per distinct text, never per request."""

@@ -17,6 +17,7 @@ PURE = [
     "url",
     "endpoint",
     "request",
+    "idempotency",
     "delivery.outcome",
     "delivery.schedule",
     "delivery.lanes",

@@ -10,15 +10,16 @@ from typing import Any
 
 import hiredis
 
-from postbackd.errors import QueueFullError, QueueUnavailableError, QueueUnsureError
+from postbackd.errors import IdempotencyConflictError, QueueFullError, QueueUnavailableError, QueueUnsureError
 from postbackd.queue.durability import Durability
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
-from postbackd.queue.scripts import ENQUEUE, is_noscript
+from postbackd.queue.scripts import ENQUEUE, ENQUEUE_ONCE, is_noscript
 from postbackd.queue.wire import Wire, error_of, pack
 from postbackd.scoreboard import monotonic_ms
 
 RECORD_TTL_S = 2_592_000  # 30 days
+ONCE_TTL_S = 86_400  # 24 hours
 KNOWN_FOR_MS = 3_600_000
 MAX_KNOWN = 65_536  # endpoints; beyond it all are forgotten and stored once more
 RECOUNT_MS = 1000
@@ -54,6 +55,40 @@ class Enqueuer:
         except QueueUnavailableError:
             self._link.drop()
             return self._enqueue(self._wire(now_ms), endpoint_id, record, elements, now_ms)
+
+    def enqueue_once(
+        self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
+    ) -> bytes:
+        """Commit a request with an Idempotency-Key, unless it was before: the ids that are queued, 8 bytes each.
+
+        `key` is the digest of sender and key. Decided in one step with the enqueue. Unsure: the same call once more,
+        which finds the first one's ids where that one ran. Raises as `enqueue`, and IdempotencyConflictError.
+        """
+        keys = (self._keys.once(key), self._keys.ready, self._keys.endpoint(endpoint_id))
+        packed = ENQUEUE_ONCE.packed(keys, (body_hash, ids, ONCE_TTL_S, RECORD_TTL_S, record, *elements))
+        try:
+            reply = self._call_once(packed)
+        except QueueUnavailableError:
+            self._link.drop()
+            reply = self._call_once(packed)
+        if isinstance(reply, hiredis.ReplyError):
+            raise error_of(reply)
+        if reply[0] == b"differs":
+            raise IdempotencyConflictError("the key came before with another body")
+        if self._durability.waits:
+            self._durability.judge(self._replicas)
+        if reply[0] == b"new":
+            self._depth = reply[2]
+        found: bytes = reply[1]
+        return found
+
+    def _call_once(self, packed: bytes) -> Any:
+        wire = self._wire(monotonic_ms())
+        reply = self._exchange(wire, packed)
+        if is_noscript(reply):
+            wire.call(*ENQUEUE_ONCE.load_command())
+            reply = self._exchange(wire, packed)
+        return reply
 
     def _wire(self, now_ms: int) -> Wire:
         """The connection, ready for a request: nothing of the request was sent if this fails."""

@@ -7,6 +7,7 @@ lease         hash    token → item, and field n = the next token; one per work
 workers       zset    worker → lease clock at its last claim
 clock         hash    at = server ms, ms = lease clock
 ep            str     endpoint record, TTL 30 d from its last use
+once          str     msgpack [body hash, ids] of a request with an Idempotency-Key, TTL 24 h
 dead          stream  dead letters;  stats  hash  counters
 num           str     the ingest process that owns a worker number of the ids (no tag: touched by no script)
 """
@@ -36,6 +37,10 @@ class Keys:
     def endpoint(self, endpoint_id: bytes) -> bytes:
         """The record stored under an 8-byte digest."""
         return self._key(f"ep:{endpoint_id.hex()}")
+
+    def once(self, digest: bytes) -> bytes:
+        """What the first request with an Idempotency-Key was, by the digest of its sender and key."""
+        return self._key(f"once:{digest.hex()}")
 
     def number(self, number: int) -> bytes:
         """The owner of a worker number."""

@@ -46,6 +46,7 @@ def is_noscript(reply: object) -> bool:
 
 
 ENQUEUE = Script("enqueue")
+ENQUEUE_ONCE = Script("enqueue_once")
 CLAIM = Script("claim")
 SETTLE = Script("settle")
 RECLAIM = Script("reclaim")

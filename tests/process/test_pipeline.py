@@ -262,8 +262,28 @@ def test_wrong_type_path_and_method_are_refused(daemon: Daemon) -> None:
     assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
     status, answer = http("POST", daemon.url + "/nowhere", body)
     assert (status, answer["error"]["code"]) == (404, "not_found")
-    status, answer = http("POST", url, body, {"Content-Type": "application/json", "Idempotency-Key": "k"})
-    assert (status, answer["error"]["code"]) == (422, "not_supported_yet")
+
+
+def test_idempotency_key_enqueues_once(daemon: Daemon, sink: Sink) -> None:
+    def post(body: bytes, key: str) -> tuple[int, dict]:
+        return http("POST", daemon.url + "/i", body, {"Content-Type": "application/json", "Idempotency-Key": key})
+
+    body = b'{"endpoint": {"method": "GET", "url": "%s/once?k={k}"}, "data": [{"k": 1}, {"k": 2}]}' % sink.url.encode()
+    status, first = post(body, "order 66")
+    assert status == 202
+    reordered = json.dumps(dict(reversed(json.loads(body).items())), indent=2).encode()
+    assert post(body, "order 66") == post(reordered, "order 66") == (202, first)
+    status, answer = post(body.replace(b"2", b"3"), "order 66")
+    assert (status, answer["error"]["code"]) == (409, "idempotency_conflict")
+    status, other = post(body, "order 67")
+    assert status == 202 and not set(other["ids"]) & set(first["ids"])
+    for wrong in ("", "x" * 256, "t\u00e9"):
+        status, answer = post(body, wrong)
+        assert (status, answer["error"]["code"]) == (422, "invalid_idempotency_key"), wrong
+    wanted = {*first["ids"], *other["ids"]}
+    wait_until(lambda: wanted <= set(daemon.delivered_ids()), "all are delivered")
+    wait_until(lambda: len(requests_to(sink, "/once")) >= 4, "the sink has them")
+    assert len(requests_to(sink, "/once")) == 4
 
 
 def test_short_path_is_the_same(daemon: Daemon, sink: Sink) -> None:

@@ -16,6 +16,7 @@ from postbackd.errors import (
     BootError,
     ConfigError,
     DurabilityTimeoutError,
+    IdempotencyConflictError,
     LeaseLostError,
     QueueFullError,
     QueueUnavailableError,
@@ -194,6 +195,58 @@ def test_idle_connection_that_was_closed_is_noticed_before_it_is_used(server: re
 def test_password_is_masked() -> None:
     assert mask("redis://:p@w@h:1/0") == "redis://:***@h:1/0"
     assert mask("unix:///a/b") == "unix:///a/b"
+
+
+# Once
+
+ONCE = bytes(16)
+
+
+def once(
+    subject: Enqueuer, body_hash: bytes = b"h", ids: bytes = b"12345678", elements: tuple[bytes, ...] = (b"a",)
+) -> bytes:
+    return subject.enqueue_once(ONCE, body_hash, ids, EID, RECORD, list(elements))
+
+
+def test_key_enqueues_once_and_gives_the_first_ids_again(server: redis.Redis, url: str) -> None:
+    first, second = enqueuer_of(url), enqueuer_of(url)
+    assert once(first) == b"12345678"
+    assert once(second, ids=b"abcdefgh", elements=(b"b",)) == b"12345678"
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
+    assert server.get(KEYS.endpoint(EID)) == RECORD
+    assert 86_300 < server.ttl(KEYS.once(ONCE)) <= 86_400
+
+
+def test_key_with_another_body_is_a_conflict(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    once(subject)
+    with pytest.raises(IdempotencyConflictError):
+        once(subject, body_hash=b"other")
+    with pytest.raises(RecordConflictError):
+        subject.enqueue_once(bytes(15) + b"x", b"h", b"12345678", EID, b"other record", [b"c"])
+    assert server.llen(KEYS.ready) == 1
+    assert server.get(KEYS.once(bytes(15) + b"x")) is None
+
+
+def test_unsure_key_is_asked_again_and_enqueues_once(server: redis.Redis, url: str) -> None:
+    """The connection is cut while the server holds the call back: it ran or not, the second call decides."""
+    subject = enqueuer_of(url)
+    once(subject, elements=(b"warm",))
+    server.delete(KEYS.once(ONCE), KEYS.ready)
+    server.client_pause(60_000, all=False)
+
+    def cut() -> None:
+        wait_until(lambda: any(c["cmd"] == "evalsha" and "b" in c["flags"] for c in server.client_list()), "it waits")
+        kill_connections(server)
+        server.client_unpause()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        assert once(subject) == b"12345678"
+    finally:
+        thread.join()
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
 
 
 # Durability
