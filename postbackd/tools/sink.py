@@ -190,8 +190,6 @@ class Sink:
             connection.waiting = False
             self._send(connection, answer)
             self._take_requests(connection)
-        if self._record is not None:
-            self._record.flush()
 
     def _accept(self) -> None:
         while True:
@@ -234,6 +232,7 @@ class Sink:
         self.received += 1
         if self._record is not None:
             self._record.write(record_line(request, time.time()))
+            self._record.flush()  # before the answer: what was answered stands in the record
         options = self._options
         if options.drop_rate and random.random() < options.drop_rate:
             connection.buffer.clear()
