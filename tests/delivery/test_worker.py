@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,3 +281,22 @@ def test_flood_for_one_host_is_parked_and_another_host_is_served(bench: Bench, s
         due = {due_ms for _, due_ms in bench.later()}
         assert len(due) > 500, "they do not all come back at one instant"
         assert all(decode_item(item).attempts == [] for item, _ in bench.later()), "parking uses up no attempt"
+
+
+def test_1500_slow_transfers_are_in_flight_in_one_worker(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 8192:
+        pytest.fail(f"this machine allows {hard} descriptors: the test needs 8192 (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, hard))
+    try:
+        with running_sink(tmp_path / "slow", "--latency", "8") as slow:
+            bench = Bench(server, url, tmp_path, "delivery.in_flight=1500", "delivery.per_host=1500")
+            endpoint = bench.endpoint(slow.url + "/slow", timeout=60)
+            for number in range(1500):
+                bench.enqueue(endpoint, {}, number % 1024 | (number // 1024) << 10)
+            bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 1500, "all are in flight at once")
+            lines = bench.run_until_settled(1500)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {line["outcome"] for line in lines} == {"delivered"}
+    assert len({line["id"] for line in lines}) == 1500
