@@ -8,6 +8,7 @@ answer) and QueueFullError.
 """
 
 import contextlib
+import math
 import socket
 import ssl
 import struct
@@ -30,6 +31,7 @@ from postbackd.errors import (
 
 READ_BYTES = 262_144  # a claim of 512 samples is 30 kB
 CONNECT_TIMEOUT_S = 1.0
+SLICE_S = 1.0  # of a time-out; shorter than the time between two signals
 
 Argument = bytes | str | int
 pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)  # its stub allows one argument only
@@ -85,12 +87,19 @@ class Wire:
         self.is_open = True
 
     def _set_timeout(self, timeout_s: float) -> None:
-        """Blocking with the kernel's own time-out: Python's costs a poll() more for each call."""
+        """Blocking with the kernel's own time-out: Python's costs a poll() more for each call.
+
+        In slices: a signal makes Python begin a receive anew with its whole time-out (PEP 475), and with an alarm
+        every 5 s a time-out of 5 s never came.
+        """
         if isinstance(self._socket, ssl.SSLSocket):
+            self._slices = 1
             self._socket.settimeout(timeout_s)
             return
+        self._slices = math.ceil(timeout_s / SLICE_S)
+        slice_s = timeout_s / self._slices
         self._socket.settimeout(None)
-        value = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1_000_000))
+        value = struct.pack("@ll", int(slice_s), int(slice_s % 1 * 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
@@ -114,10 +123,14 @@ class Wire:
     def read(self) -> Any:
         """The next reply, waiting for it; error replies are returned as hiredis.ReplyError. Raises QueueUnsureError."""
         reply = self._reader.gets()
+        slices = self._slices
         while reply is False:
             try:
                 data = self._socket.recv(READ_BYTES)
             except OSError as error:
+                slices -= 1
+                if slices and isinstance(error, BlockingIOError):
+                    continue
                 self.close()
                 raise QueueUnsureError(f"no answer from Redis: {_reason(error)}.") from None
             if not data:
