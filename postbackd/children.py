@@ -7,6 +7,7 @@ Everything that holds a connection, a thread or a file is made here, after the f
 import contextlib
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from postbackd import oplog
@@ -22,16 +23,20 @@ from postbackd.delivery.recorder import Delivery, Recorder
 from postbackd.delivery.resolver import Resolver
 from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
-from postbackd.errors import ExitCode, LeaseLostError
+from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
 from postbackd.ingest import IngestDoor, create_app
-from postbackd.queue.check import refuse_unfit
+from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
 from postbackd.queue.lease_client import LeaseClient
 from postbackd.queue.link import REPLY_TIMEOUT_S, Link
-from postbackd.queue.worker_number import WorkerNumber
+from postbackd.queue.spool import Spool
+from postbackd.queue.spool_replay import SpoolReplay
+from postbackd.queue.spooling import SpoolingQueue
+from postbackd.queue.wire import Wire
+from postbackd.queue.worker_number import WorkerNumber, has_numbers
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.server.listener import serve
 from postbackd.settings import Settings
@@ -55,33 +60,63 @@ class _Counter:
         self._cells[self._cell] += 1
 
 
-def _look_at_queue(context: SlotContext, url: str) -> None:
-    """Refuse an unfit queue server; the first worker of a role says what is to be warned of."""
-    for finding in refuse_unfit(url, QUEUE_WAIT_S, lambda: None):
+def _look_at_queue(
+    context: SlotContext, settings: Settings, url: str, prove: Callable[[Wire], None] = lambda wire: None
+) -> None:
+    """Refuse an unfit queue server; the first worker of a role says what is to be warned of.
+
+    A server that cannot be reached is refused too, unless this data_dir has been used before: then the configuration
+    was right once, and starting serves better than not starting (ingest spools, delivery waits).
+    """
+    try:
+        found = refuse_unfit(url, QUEUE_WAIT_S, lambda: None)
+    except QueueAwayError as error:
+        if not has_numbers(Path(settings.data_dir)):
+            raise
+        if context.index == 0:
+            oplog.error("redis_away", error=str(error), hint="started all the same; requests are spooled until then")
+        return
+    try:
+        prove(Wire(url, REPLY_TIMEOUT_S))
+    except QueueUnavailableError as error:
+        raise BootError(str(error)) from None
+    for finding in found:
         if context.index == 0:
             oplog.warning("queue_server", finding=finding.text)
 
 
 def ingest_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str) -> int:
     """An ingest process: take requests until SIGTERM, then answer what was read."""
-    _look_at_queue(context, url)
-    clock = Clock()
+    data_dir = Path(settings.data_dir)
     keys = Keys(settings.queue.prefix)
+    clock = Clock()
     durability = Durability(settings.queue)
-    count_error = _redis_error_counter(context)
-    timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
-    link = Link(url, clock, count_error, prove=durability.prove, reply_timeout_s=timeout_s)
-    enqueuer = Enqueuer(link, keys, settings.queue.max_depth, durability)
-    numbers = WorkerNumber(Path(settings.data_dir), keys, link, clock)
-    numbers.generator()  # now, so that the first request does not wait for it
+    _look_at_queue(context, settings, url, durability.prove)
+
+    def prove(wire: Wire) -> None:
+        refuse_evicting(wire)
+        durability.prove(wire)
+
+    def link() -> Link:
+        timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
+        return Link(url, clock, _redis_error_counter(context), prove=prove, reply_timeout_s=timeout_s)
+
+    main_link, replay_link = link(), link()
+    spool = Spool(data_dir / "spool", context.place, settings.spool.max_bytes)
+    enqueuer = Enqueuer(main_link, keys, settings.queue.max_depth, durability)
+    queue = SpoolingQueue(enqueuer, spool, context.cells)
+    numbers = WorkerNumber(data_dir, keys, clock)
+    numbers.renew(replay_link)  # now, so that the first request does not wait for it
+    replay = SpoolReplay(spool, replay_link, main_link, keys, durability, numbers, context.cells)
     draining = False
 
     def on_drain() -> None:
         nonlocal draining
         draining = True
 
-    door = IngestDoor(settings.ingest, settings.template, settings.security.schemes, enqueuer, numbers, context.cells)
-    app = create_app(door, settings.ingest.paths, enqueuer, lambda: draining, context.cells)
+    door = IngestDoor(settings.ingest, settings.template, settings.security.schemes, queue, numbers, context.cells)
+    app = create_app(door, settings.ingest.paths, lambda: draining, context.cells)
+    replay.start()
     serve(
         listener,
         app,
@@ -91,6 +126,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         progress=lambda: context.cells[Cell.REQUESTS],
         drain_delay_s=settings.ingest.drain_delay,
     )
+    replay.stop()
     return ExitCode.OK
 
 
@@ -141,7 +177,7 @@ def deliver_main(context: SlotContext, settings: Settings, url: str) -> int:
     flags = _Flags()
     context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
     log = DeliveryLog(settings.log.path)
-    _look_at_queue(context, url)
+    _look_at_queue(context, settings, url)
     worker = _delivery_worker(context, settings, url, log, flags.fileno())
     try:
         while not flags.stop:

@@ -37,6 +37,15 @@ class Clock:
         """Server time now, in ms since 1970."""
         return self._monotonic_ms() + self._offset_ms
 
+    def ahead_ms(self) -> int:
+        """How far this clock is before the machine's own."""
+        return self.now_ms() - self._wall_ms()
+
+    def assume_ahead(self, ahead_ms: int) -> None:
+        """Take `ahead_ms` as the server's lead until the first `sync`."""
+        if not self._is_set:
+            self._offset_ms = self._wall_ms() - self._monotonic_ms() + ahead_ms
+
     def sync(self, server_ms: int) -> None:
         """Take over the server's time."""
         difference_ms = server_ms - self.now_ms()

@@ -36,6 +36,10 @@ class BootError(PostbackdError):
     exit_code = ExitCode.BOOT_FAILURE
 
 
+class QueueAwayError(BootError):
+    """The queue server could not be reached at the start."""
+
+
 class RequestError(PostbackdError):
     """A request that is answered with an error; nothing of it is queued.
 
@@ -67,6 +71,10 @@ class QueueFullError(PostbackdError):
 
 class DurabilityTimeoutError(PostbackdError):
     """Enqueued, but too few replicas said so in time: no acknowledgement, though it may be delivered."""
+
+
+class SpoolError(PostbackdError):
+    """The request can be kept on the local disk no more: the spool or the disk is full, or an fsync failed."""
 
 
 class IdempotencyConflictError(PostbackdError):

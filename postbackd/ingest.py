@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Ingest: the WSGI app that turns one request into queued postbacks and answers after the commit.
 
-In: POST {endpoint, data} on the ingest paths. Out: 202 with the ids once Redis has the postbacks, or one
+In: POST {endpoint, data} on the ingest paths. Out: 202 with the ids once Redis or the spool has them, or one
 error of the table in docs/api.md and nothing queued. A Falcon app whose `__call__` takes the POST itself
 (a plain Falcon request costs 5 to 10 µs more) and leaves everything else to Falcon; both answer through
 `IngestDoor.answer`. Checking an endpoint is endpoint.py, bytes are codec.py, Redis is queue/.
@@ -24,6 +24,7 @@ from postbackd.errors import (
     QueueUnsureError,
     RecordConflictError,
     RequestError,
+    SpoolError,
 )
 from postbackd.idempotency import body_hash, format_ids, key_digest, pack_ids
 from postbackd.request import ITEM_DEPTH, MAX_DEPTH, decode_request, explain_rejection, is_too_deep, raw_items, too_deep
@@ -51,10 +52,10 @@ STATUS_LINES = {
 
 
 class Queue(Protocol):
-    """What ingest needs of the queue: `queue.enqueuer.Enqueuer`."""
+    """What ingest needs of the queue: `queue.spooling.SpoolingQueue`."""
 
-    def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
-        """Commit one request's postbacks; the depth behind it."""
+    def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> None:
+        """Commit one request's postbacks."""
 
     def enqueue_once(
         self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
@@ -62,7 +63,7 @@ class Queue(Protocol):
         """Commit a request unless one with the same key was before; the ids that are queued, 8 bytes each."""
 
     def ping(self) -> None:
-        """Return when Redis answers, raise QueueUnavailableError when it does not."""
+        """Return when a request could be acknowledged now; raises QueueFullError or SpoolError."""
 
 
 class IdSource(Protocol):
@@ -117,6 +118,9 @@ class IngestDoor:
         except QueueUnavailableError as error:
             text = f"The queue cannot be reached: {error} Nothing was queued; send the request again."
             refusal = RequestError(503, "queue_unavailable", text, retry_after_s=RETRY_AFTER_S)
+        except SpoolError as error:
+            text = f"Redis is away and the request cannot be spooled: {error} Send the request again."
+            refusal = RequestError(503, "spool_full", text, retry_after_s=RETRY_AFTER_S)
         except QueueFullError as error:
             text = f"The queue is full: {error} Nothing was queued; send the request again."
             refusal = RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S)
@@ -137,6 +141,15 @@ class IngestDoor:
             return "202 Accepted", headers, body
         self._cells[Cell.REFUSED if refusal.status < 500 else Cell.UNAVAILABLE] += 1
         return error_answer(refusal)
+
+    def unready(self) -> str | None:
+        """Why no request can be acknowledged now, None when it can."""
+        try:
+            self._ids.generator()
+            self._queue.ping()
+        except (QueueUnavailableError, QueueFullError, SpoolError) as error:
+            return str(error)
+        return None
 
     def _read(self, env: Environ) -> bytes:
         """The body's bytes, after the checks that need only headers."""
@@ -261,8 +274,8 @@ class _HealthResource:
 class _ReadyResource:
     """GET or HEAD /ready: this machine can acknowledge a request now; 503 with the reason when it cannot."""
 
-    def __init__(self, queue: Queue, is_draining: Callable[[], bool]) -> None:
-        self._queue = queue
+    def __init__(self, door: IngestDoor, is_draining: Callable[[], bool]) -> None:
+        self._door = door
         self._is_draining = is_draining
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -275,11 +288,8 @@ class _ReadyResource:
     def _reasons(self) -> list[str]:
         if self._is_draining():
             return ["draining: this process is stopping"]
-        try:
-            self._queue.ping()
-        except (QueueUnavailableError, QueueFullError) as error:
-            return [str(error)]
-        return []
+        unready = self._door.unready()
+        return [] if unready is None else [unready]
 
 
 def _falcon_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
@@ -312,7 +322,7 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
 
 
 def create_app(
-    door: IngestDoor, paths: Sequence[str], queue: Queue, is_draining: Callable[[], bool], cells: "memoryview[int]"
+    door: IngestDoor, paths: Sequence[str], is_draining: Callable[[], bool], cells: "memoryview[int]"
 ) -> IngestApp:
     """The app an ingest process serves; `cells` is its slot's row of the scoreboard."""
     app = IngestApp(door, paths, cells)
@@ -321,5 +331,5 @@ def create_app(
     for path in paths:
         app.add_route(path, resource)
     app.add_route("/health", _HealthResource())
-    app.add_route("/ready", _ReadyResource(queue, is_draining))
+    app.add_route("/ready", _ReadyResource(door, is_draining))
     return app

@@ -38,9 +38,12 @@ class Cell(IntEnum):
     REDIS_ERRORS = 11
     LOG_LINES_LOST = 12
     RESTARTS = 13  # written by the supervisor, while the slot is empty
-    IN_FLIGHT = 14
-    WAITING = 15  # claimed and waiting in a lane
-    HEARTBEAT_MS = 16  # monotonic; 0 = this incarnation has not said yet that it works
+    SPOOLED = 14  # postbacks acknowledged from the spool
+    REPLAYED = 15  # postbacks of the spool that were enqueued
+    UNSURE = 16  # requests spooled although Redis may have taken them: these may be delivered twice
+    IN_FLIGHT = 17
+    WAITING = 18  # claimed and waiting in a lane
+    HEARTBEAT_MS = 19  # monotonic; 0 = this incarnation has not said yet that it works
 
 
 FIRST_GAUGE = Cell.IN_FLIGHT

@@ -67,7 +67,7 @@ class Queue(Section, frozen=True, kw_only=True):
 class Spool(Section, frozen=True, kw_only=True):
     """Requests kept on the local disk while Redis is away."""
 
-    max_bytes: Annotated[Bytes, _meta("largest size of the spool; beyond it 503", "bytes", later=True)] = 1_073_741_824
+    max_bytes: Annotated[Bytes, _meta("largest size of the spool; beyond it 503", "bytes")] = 1_073_741_824
 
 
 class Delivery(Section, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from postbackd.errors import BootError, QueueUnavailableError
+from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
 from postbackd.queue.wire import Wire, mask
 
 OLDEST_MAJOR = 7
@@ -109,15 +109,24 @@ def persistence_of(url: str) -> str | None:
         wire.close()
 
 
+def refuse_evicting(wire: Wire) -> None:
+    """Raise QueueUnavailableError when the server throws keys away: asked on each connection of ingest."""
+    finding = _eviction(_config(wire, "maxmemory-policy") or "")
+    if finding.level == "fail":
+        raise QueueUnavailableError(finding.text)
+
+
 def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None]) -> list[Finding]:
-    """Wait up to `wait_s` for the server, then raise BootError when it must not be used; else what to warn of."""
+    """What to warn of. Raises BootError for a server that must not be used, QueueAwayError for none in `wait_s`."""
     deadline_s = time.monotonic() + wait_s
     while True:
         findings = check_server(url)
         failed = [finding for finding in findings if finding.level == "fail"]
         if not failed:
             return [finding for finding in findings if finding.level == "warn"]
-        if len(findings) > 1 or time.monotonic() > deadline_s:  # reached and unfit; or not reached in time
+        if len(findings) > 1:
             raise BootError(f"{failed[0].text} (queue.url = {mask(url)})")
+        if time.monotonic() > deadline_s:
+            raise QueueAwayError(f"{failed[0].text} (queue.url = {mask(url)})")
         beat()
         time.sleep(LOADING_PAUSE_S)

@@ -24,16 +24,21 @@ class Durability:
         self._replicas = settings.replicas
         self._timeout_ms = int(settings.durability_timeout * 1000)
         self.waits = settings.durability == "replica"
-        self.packed_wait = pack(("WAIT", settings.replicas, self._timeout_ms)) if self.waits else b""
+        self.wait_command = ("WAIT", settings.replicas, self._timeout_ms)
+        self.packed_wait = pack(self.wait_command) if self.waits else b""
 
     @property
     def prove(self) -> Callable[[Wire], None]:
         """What is asked of every new connection."""
         return prove_fsync if self.level == "fsync" else lambda wire: None
 
+    def is_enough(self, replicas: int) -> bool:
+        """Whether WAIT's answer is as many as wanted."""
+        return replicas >= self._replicas
+
     def judge(self, replicas: int) -> None:
         """WAIT's answer; raises DurabilityTimeoutError when it is too few."""
-        if replicas < self._replicas:
+        if not self.is_enough(replicas):
             raise DurabilityTimeoutError(
                 f"{replicas} of {self._replicas} replicas had it after {self._timeout_ms} ms "
                 "(queue.durability_timeout)."

@@ -49,12 +49,16 @@ class Enqueuer:
         now_ms = monotonic_ms()
         try:
             return self._enqueue(self._wire(now_ms), endpoint_id, record, elements, now_ms)
-        except QueueUnsureError:
-            self._link.drop()
+        except QueueUnsureError as error:
+            self._link.lose(error)
             raise
         except QueueUnavailableError:
             self._link.drop()
+        try:
             return self._enqueue(self._wire(now_ms), endpoint_id, record, elements, now_ms)
+        except QueueUnavailableError as error:
+            self._link.lose(error)
+            raise
 
     def enqueue_once(
         self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
@@ -70,7 +74,11 @@ class Enqueuer:
             reply = self._call_once(packed)
         except QueueUnavailableError:
             self._link.drop()
-            reply = self._call_once(packed)
+            try:
+                reply = self._call_once(packed)
+            except QueueUnavailableError as error:
+                self._link.lose(error)
+                raise
         if isinstance(reply, hiredis.ReplyError):
             raise error_of(reply)
         if reply[0] == b"differs":
@@ -150,6 +158,6 @@ class Enqueuer:
         now_ms = monotonic_ms()
         try:
             self._wire(now_ms).call("PING")
-        except QueueUnavailableError:
-            self._link.drop()
+        except QueueUnavailableError as error:
+            self._link.lose(error)
             raise

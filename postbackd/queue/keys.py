@@ -8,6 +8,7 @@ workers       zset    worker → lease clock at its last claim
 clock         hash    at = server ms, ms = lease clock
 ep            str     endpoint record, TTL 30 d from its last use
 once          str     msgpack [body hash, ids] of a request with an Idempotency-Key, TTL 24 h
+spooled       str     last request of a spool file that was enqueued, TTL 30 d
 dead          stream  dead letters;  stats  hash  counters
 num           str     the ingest process that owns a worker number of the ids (no tag: touched by no script)
 """
@@ -41,6 +42,10 @@ class Keys:
     def once(self, digest: bytes) -> bytes:
         """What the first request with an Idempotency-Key was, by the digest of its sender and key."""
         return self._key(f"once:{digest.hex()}")
+
+    def spooled(self, stream: str) -> bytes:
+        """How far a spool file has been enqueued."""
+        return self._key(f"spooled:{stream}")
 
     def number(self, number: int) -> bytes:
         """The owner of a worker number."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""An ingest process' way to the queue server: one connection, made when needed, with the clock kept in step.
+"""A way to the queue server: one connection, made when needed, with the clock kept in step.
 
-A failed try is remembered for half a second: until then callers get its error at once, so that requests do not
-queue up behind connect time-outs.
+After a failure the server counts as away: callers get that error at once, so that requests do not queue up behind
+time-outs. Whoever finds it answering (the replay thread of an ingest process) says `come_back`.
 """
 
 from collections.abc import Callable
@@ -10,10 +10,8 @@ from collections.abc import Callable
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.wire import Wire
-from postbackd.scoreboard import monotonic_ms
 
 REPLY_TIMEOUT_S = 5.0
-AWAY_MS = 500
 SYNC_EVERY_MS = 60_000
 IDLE_MS = 1000  # a connection unused this long is looked at before it is used
 
@@ -37,10 +35,10 @@ class Link:
         self._clock = clock
         self._count_error = count_error
         self._wire: Wire | None = None
-        self._away_until_ms = 0
-        self._away_error = ""
         self._synced_ms = 0
         self._used_ms = 0
+        self.away: str | None = None  # why, while the server counts as away
+        self.on_away: Callable[[], None] = lambda: None
         self.generation = 0  # counts the connections: what was known of an older one is void
 
     def wire(self, now_ms: int) -> Wire:
@@ -56,18 +54,15 @@ class Link:
         return self._connect(now_ms)
 
     def _connect(self, now_ms: int) -> Wire:
-        if now_ms < self._away_until_ms:
-            raise QueueUnavailableError(self._away_error)
+        if self.away is not None:
+            raise QueueUnavailableError(self.away)
         try:
             self._wire = wire = Wire(self._url, self._reply_timeout_s)
             self.generation += 1
             self._sync(wire, now_ms)
             self._prove(wire)
         except QueueUnavailableError as error:
-            self._count_error()
-            self._away_until_ms, self._away_error = monotonic_ms() + AWAY_MS, str(error)
-            if self._wire is not None:
-                self._wire.close()
+            self.lose(error)
             raise QueueUnavailableError(str(error)) from None  # whatever failed, nothing of a request was sent
         self._used_ms = now_ms
         return wire
@@ -77,7 +72,17 @@ class Link:
         self._clock.sync(wire.server_ms())
 
     def drop(self) -> None:
-        """Close the connection: its last answer did not come, or made no sense."""
+        """Close the connection: its last answer did not come, or made no sense. The next use makes a new one."""
         self._count_error()
         if self._wire is not None:
             self._wire.close()
+
+    def lose(self, error: Exception) -> None:
+        """Close the connection and count the server as away."""
+        self.drop()
+        self.away = str(error)
+        self.on_away()
+
+    def come_back(self) -> None:
+        """Whatever was wrong may be over: the next use connects again."""
+        self.away = None

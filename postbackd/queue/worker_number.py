@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import MAX_WORKER_NUMBER, IdGenerator
 from postbackd.errors import QueueUnavailableError
@@ -25,7 +26,6 @@ from postbackd.scoreboard import monotonic_ms
 TTL_S = 7 * 86_400
 USABLE_MS = 6 * 86_400_000
 RENEW_EVERY_MS = 300_000
-RETRY_EVERY_MS = 5_000
 TRIES = 64  # random numbers tried before the rest is walked through
 
 
@@ -35,47 +35,61 @@ class Kept(msgspec.Struct, frozen=True):
     number: int
     owner: str
     renewed_ms: int
+    ahead_ms: int = 0  # the server's clock against this machine's, for a successor that starts without Redis
+
+
+def has_numbers(data_dir: Path) -> bool:
+    """Whether an ingest process has ever worked in this data_dir."""
+    return any((data_dir / "numbers").glob("*.num"))
 
 
 class WorkerNumber:
-    """Gives out ids as long as the number is ours (`ingest.IdSource`)."""
+    """Gives out ids as long as the number is ours (`ingest.IdSource`). One thread renews, another takes ids."""
 
-    def __init__(self, data_dir: Path, keys: Keys, link: Link, clock: Clock) -> None:
+    def __init__(self, data_dir: Path, keys: Keys, clock: Clock) -> None:
         self._folder = data_dir / "numbers"
         self._keys = keys
-        self._link = link
         self._clock = clock
         self._file: int | None = None
         self._kept: Kept | None = None
         self._generator: IdGenerator | None = None
-        self._checked_ms = -RENEW_EVERY_MS
+        self._why_none = "Redis was not asked for one yet."
+        self._renewed_ms = 0
 
     def generator(self) -> IdGenerator:
-        """The ids of our number; raises QueueUnavailableError when there is none and Redis cannot give one."""
-        now_ms = monotonic_ms()
-        if self._generator is not None and now_ms - self._checked_ms < RENEW_EVERY_MS:
-            return self._generator
-        return self._check(now_ms)
+        """The ids of our number; raises QueueUnavailableError while there is none."""
+        generator = self._generator
+        if generator is None:
+            raise QueueUnavailableError(f"This process has no worker number for its ids. {self._why_none}")
+        return generator
 
-    def _check(self, now_ms: int) -> IdGenerator:
-        """Renew the number, or find one."""
+    def is_due(self, now_ms: int) -> bool:
+        """Whether the number should be renewed, or found; `now_ms` is monotonic."""
+        return self._generator is None or now_ms - self._renewed_ms >= RENEW_EVERY_MS
+
+    def renew(self, link: Link) -> None:
+        """Renew the number, or find one; without Redis only a predecessor's, from its file."""
+        if self._kept is None:
+            self._take_free_file()
         try:
-            wire = self._link.wire(now_ms)
-            if self._kept is None:
-                self._take_free_file()
+            now_ms = monotonic_ms()
+            wire = link.wire(now_ms)
             if self._kept is None or not self._renew(wire, self._kept):
                 self._lease_new(wire)
-            self._checked_ms = now_ms
+            self._renewed_ms = now_ms
         except QueueUnavailableError as error:
-            if self._kept is None:
-                self._take_free_file()
-            if self._kept is None or self._clock.now_ms() - self._kept.renewed_ms > USABLE_MS:
-                raise QueueUnavailableError(f"This process has no worker number for its ids. {error}") from None
-            self._checked_ms = now_ms - RENEW_EVERY_MS + RETRY_EVERY_MS
-        assert self._kept is not None
-        if self._generator is None:
-            self._generator = IdGenerator(self._kept.number, self._clock.now_ms)
-        return self._generator
+            if self._kept is None and self._why_none != str(error):
+                oplog.error("worker_number_missing", error=str(error), hint="until there is one, requests get 503")
+            self._why_none = str(error)
+        self.expire()
+
+    def expire(self) -> None:
+        """Give out ids as long as the last renewal is young enough, and not a moment longer."""
+        kept = self._kept
+        if kept is None or self._clock.now_ms() - kept.renewed_ms > USABLE_MS:
+            self._generator = None
+        elif self._generator is None:
+            self._generator = IdGenerator(kept.number, self._clock.now_ms)
 
     def _renew(self, wire: Wire, kept: Kept) -> bool:
         """Whether the number is still ours: it was, or nobody has it."""
@@ -88,7 +102,7 @@ class WorkerNumber:
             return False
         else:
             wire.call("EXPIRE", key, TTL_S)
-        self._keep(Kept(kept.number, kept.owner, self._clock.now_ms()))
+        self._keep(Kept(kept.number, kept.owner, self._clock.now_ms(), self._clock.ahead_ms()))
         return True
 
     def _lease_new(self, wire: Wire) -> None:
@@ -100,7 +114,7 @@ class WorkerNumber:
         for number in candidates:
             if wire.call("SET", self._keys.number(number), owner, "NX", "EX", TTL_S) is not None:
                 self._open_file(number)
-                self._keep(Kept(number, owner, self._clock.now_ms()))
+                self._keep(Kept(number, owner, self._clock.now_ms(), self._clock.ahead_ms()))
                 return
         raise QueueUnavailableError(
             f"All {MAX_WORKER_NUMBER + 1} worker numbers are taken: fewer ingest processes, or wait until old ones end."
@@ -128,6 +142,7 @@ class WorkerNumber:
             os.close(descriptor)
             return False
         self._file, self._kept = descriptor, kept
+        self._clock.assume_ahead(kept.ahead_ms)  # or our first ids could be the predecessor's last ones
         return True
 
     def _open_file(self, number: int) -> None:

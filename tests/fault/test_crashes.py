@@ -6,11 +6,15 @@ import os
 import signal
 import threading
 import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.daemon import Daemon, Sink, http, running_daemon, running_sink, wait_until
+from tests.support.servers import Server
 
 DRAIN_BOUND_S = 120
 
@@ -159,16 +163,83 @@ def test_killed_queue_server_loses_nothing_that_was_acknowledged(tmp_path: Path)
         assert not [line for line in daemon.output.read_text().splitlines() if "Traceback" in line]
 
 
-def test_stopped_queue_server_only_delays(tmp_path: Path) -> None:
-    """SIGSTOP: connections stay open and nothing answers. Longer than any time-out of ours, shorter than a lease's."""
+def test_stopped_queue_server_is_bridged_by_the_spool(tmp_path: Path) -> None:
+    """SIGSTOP: connections stay open and nothing answers. Only the first request of each process waits for that."""
     with running_sink(tmp_path / "sink", "--latency", "0.02") as sink, running_daemon(tmp_path / "daemon") as daemon:
         load = Load(daemon, sink)
         load.wait_for(500)
         [pid] = daemon.children("queue")
         os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: load.refused > 0, "requests are refused, not left hanging")
+        before = len(load.acknowledged)
+        load.wait_for(before + 1500)
+        assert list((daemon.data_dir / "spool").glob("*.spool"))
         os.kill(pid, signal.SIGCONT)
-        load.wait_for(1500)
         ids = load.stop()
-        wait_for_all(sink, ids)
+        counts = wait_for_all(sink, ids)
+        assert load.refused == 0
+        assert sum(counts.values()) - len(counts) <= 2 * 5, "a request per ingest process may be enqueued twice"
+        wait_until(lambda: not list((daemon.data_dir / "spool").glob("*.spool")), "the spool is empty")
         assert "Traceback" not in daemon.output.read_text()
+
+
+def test_outage_of_redis_loses_nothing_whoever_dies_meanwhile(tmp_path: Path) -> None:
+    """Redis is killed; then an ingest worker, then the whole daemon, which starts again before Redis does."""
+    server = Server("--appendonly", "yes", "--appendfsync", "always")
+    try:
+        with (
+            running_sink(tmp_path / "sink") as sink,
+            running_daemon(tmp_path / "daemon", [f"queue.url={server.url}", "queue.lease_timeout=10"]) as daemon,
+        ):
+            load = Load(daemon, sink)
+            load.wait_for(500)
+            server.kill()
+            load.wait_for(1500)
+            kill_one(daemon, "ingest")
+            load.wait_for(2500)
+            os.kill(daemon.process.pid, signal.SIGKILL)
+            daemon.process.wait()
+            ids = load.stop()
+            daemon.start()
+            load = Load(daemon, sink)
+            load.wait_for(1000)
+            assert http("GET", daemon.url + "/ready")[0] == 200
+            server.start()
+            load.wait_for(2000)
+            ids = ids + load.stop()
+            assert len(set(ids)) == len(ids), "no id was given out twice"
+            wait_for_all(sink, ids)
+            wait_until(lambda: not list((daemon.data_dir / "spool").glob("*.spool")), "the spool is empty")
+            assert "Traceback" not in daemon.output.read_text()
+    finally:
+        server.destroy()
+
+
+def test_full_spool_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
+    server = Server("--appendonly", "yes")
+    try:
+        settings = [f"queue.url={server.url}", "spool.max_bytes=20000"]
+        with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon", settings) as daemon:
+            load = Load(daemon, sink)
+            load.wait_for(100)
+            server.kill()
+            refusals: list[urllib.error.HTTPError] = []
+
+            def is_refused() -> bool:
+                body = json.dumps({"endpoint": {"method": "GET", "url": sink.url}, "data": {}}).encode()
+                request = urllib.request.Request(daemon.url + "/i", body, {"Content-Type": "application/json"})
+                try:
+                    urllib.request.urlopen(request)
+                except urllib.error.HTTPError as error:
+                    refusals.append(error)
+                return bool(refusals)
+
+            wait_until(is_refused, "the spool is full")
+            assert (refusals[0].code, refusals[0].headers["Retry-After"]) == (503, "5")
+            assert json.load(refusals[0])["error"]["code"] == "spool_full"
+            wait_until(lambda: http("GET", daemon.url + "/ready")[0] == 503, "every process says so")
+            server.start()
+            wait_until(lambda: http("GET", daemon.url + "/ready")[0] == 200, "it takes requests again")
+            load.wait_for(len(load.acknowledged) + 500)
+            wait_for_all(sink, load.stop())
+    finally:
+        server.destroy()

@@ -55,6 +55,7 @@ class Count:
 def enqueuer_of(url: str, max_depth: int = 1000, **settings: object) -> Enqueuer:
     durability = Durability(Queue(url=url, **settings))
     link = Link(url, Clock(), Count(), prove=durability.prove, reply_timeout_s=60)
+    link.on_away = link.come_back  # nobody else looks here whether it is back
     return Enqueuer(link, KEYS, max_depth, durability)
 
 
@@ -190,6 +191,28 @@ def test_idle_connection_that_was_closed_is_noticed_before_it_is_used(server: re
     assert not wire.has_gone()
     kill_connections(server)
     wait_until(wire.has_gone, "the close has arrived")
+
+
+def test_signals_do_not_put_off_the_time_out(server: redis.Redis, url: str) -> None:
+    """Each made Python wait the whole time-out again: an ingest process hung for as long as Redis stood still."""
+    wire = Wire(url, 1.5)
+    alarms = 0
+
+    def count_alarm(_signum: int, _frame: object) -> None:
+        nonlocal alarms
+        alarms += 1
+
+    before = signal.signal(signal.SIGALRM, count_alarm)
+    server.client_pause(60_000, all=False)
+    signal.setitimer(signal.ITIMER_REAL, 1.2, 1.2)
+    try:
+        with pytest.raises(QueueUnsureError, match="timed out"):
+            wire.call("SET", "k", "v")
+        assert alarms in (1, 2), "it ended by its own time-out"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        server.client_unpause()
 
 
 def test_password_is_masked() -> None:
@@ -450,7 +473,9 @@ def test_idle_wait_ends_by_itself(server: redis.Redis, url: str) -> None:
 
 def number_of(url: str, folder: Path) -> WorkerNumber:
     clock = Clock()
-    return WorkerNumber(folder, KEYS, Link(url, clock, Count()), clock)
+    number = WorkerNumber(folder, KEYS, clock)
+    number.renew(Link(url, clock, Count()))
+    return number
 
 
 def kept_in(folder: Path) -> list[Path]:
@@ -486,7 +511,8 @@ def test_number_unrenewed_for_six_days_is_not_used(tmp_path: Path, over_ms: int,
     kept = Kept(77, "owner", now_ms - USABLE_MS - over_ms)
     (tmp_path / "numbers" / "77.num").write_bytes(msgspec.json.encode(kept))
     absent = Link(f"redis://127.0.0.1:{free_port()}", clock, Count())
-    subject = WorkerNumber(tmp_path, KEYS, absent, clock)
+    subject = WorkerNumber(tmp_path, KEYS, clock)
+    subject.renew(absent)
     if is_used:
         assert subject.generator().next_ids(1)[0] >> 10 & 0xFFF == 77
     else:

@@ -22,33 +22,59 @@ def server_binary() -> Path:
     return binary
 
 
-@contextmanager
-def running_server(*options: str) -> Iterator[tuple[redis.Redis, str]]:
-    """A server and its url. Its folder is short: a socket path has 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="pbq"))
-    path = folder / "s"
-    process = subprocess.Popen(
-        [server_binary(), "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "", *options],
-        stdout=(folder / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
-    client = redis.Redis(unix_socket_path=str(path))
-    deadline_s = time.monotonic() + START_BOUND_S
-    try:
+class Server:
+    """A server with its own folder, which may be killed and started again on the same data."""
+
+    def __init__(self, *options: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pbq"))  # short: a socket path has 107 bytes
+        self._path = self._folder / "s"
+        self._options = options
+        self.client = redis.Redis(unix_socket_path=str(self._path))
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._path}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        place = ["--port", "0", "--unixsocket", str(self._path), "--dir", str(self._folder), "--save", ""]
+        self.process = subprocess.Popen(
+            [server_binary(), *place, *self._options],
+            stdout=(self._folder / "log").open("ab"),
+            stderr=subprocess.STDOUT,
+        )
+        deadline_s = time.monotonic() + START_BOUND_S
         while True:
             try:
-                client.ping()
+                self.client.ping()
                 break
-            except redis.ConnectionError:
+            except redis.RedisError:  # not there yet, or loading
                 if time.monotonic() > deadline_s:
-                    raise AssertionError((folder / "log").read_text()) from None
+                    raise AssertionError((self._folder / "log").read_text()) from None
                 time.sleep(0.02)
-        yield client, f"unix://{path}"
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait(START_BOUND_S)
+
+    def destroy(self) -> None:
+        """End it and remove its folder."""
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(START_BOUND_S)
+        shutil.rmtree(self._folder)
+
+
+@contextmanager
+def running_server(*options: str) -> Iterator[tuple[redis.Redis, str]]:
+    """A server's client and its url, for the length of a with block."""
+    server = Server(*options)
+    try:
+        yield server.client, server.url
     finally:
-        client.close()
-        process.terminate()
-        process.wait(START_BOUND_S)
-        shutil.rmtree(folder)
+        server.destroy()
 
 
 @pytest.fixture(scope="module")

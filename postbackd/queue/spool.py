@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The spool of one ingest process: where requests wait, fsynced, while Redis is away (QUEUE.md, "spool").
+
+The process' main thread appends; its replay thread (spool_replay.py) seals files, enqueues what is in them and
+removes them. Files are kept short so that room comes back while a long outage is still being replayed.
+"""
+
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from postbackd.errors import SpoolError
+from postbackd.queue.spool_file import SUFFIX, SpoolFile
+from postbackd.scoreboard import monotonic_ms
+
+SEGMENT_BYTES = 16 * 1024 * 1024
+RECOUNT_MS = 200  # how old the sizes of the other processes' files may be
+
+
+class Spool:
+    """Appends requests to files of `folder`, which all processes of a daemon share and none may overfill."""
+
+    def __init__(self, folder: Path, place: str, max_bytes: int) -> None:
+        """`place` is `<node>.<slot>`, the first part of every stream's name."""
+        self.folder = folder
+        self._place = place
+        self._max_bytes = max_bytes
+        self._segment_bytes = min(SEGMENT_BYTES, max(max_bytes // 8, 1))
+        self._lock = threading.Lock()
+        self._active: SpoolFile | None = None
+        self._files: list[SpoolFile] = []  # oldest first, the active one last
+        self._counted_ms = -RECOUNT_MS
+        self._total_bytes = 0
+        self.on_append: Callable[[], None] = lambda: None
+
+    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> None:
+        """Keep one request on the disk; it may be acknowledged when this returns. Raises SpoolError."""
+        self.refuse_full()
+        with self._lock:
+            try:
+                file = self._file()
+                self._total_bytes += file.append(0, endpoint_id, record, elements)
+            except OSError as error:
+                self._active = None  # whatever failed: this file is not written to again
+                raise SpoolError(self._reason(error)) from None
+        self.on_append()
+
+    def _reason(self, error: OSError) -> str:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk under {self.folder} is full: make room there."
+        return f"{self.folder} cannot be written: {error.strerror}; look at that disk."
+
+    def _file(self) -> SpoolFile:
+        """The file to append to: the active one while it is short, or a new one."""
+        if self._active is not None and not self._active.sealed and self._active.bytes < self._segment_bytes:
+            return self._active
+        if self._active is not None:
+            self._active.sealed = True
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._active = SpoolFile.create(self.folder, f"{self._place}.{secrets.token_hex(8)}")
+        self._files.append(self._active)
+        return self._active
+
+    def refuse_full(self) -> None:
+        """Raise SpoolError when nothing more may be spooled."""
+        now_ms = monotonic_ms()
+        if now_ms - self._counted_ms >= RECOUNT_MS:
+            self._counted_ms = now_ms
+            self._total_bytes = self.total_bytes()
+        if self._total_bytes >= self._max_bytes:
+            raise SpoolError(
+                f"the spool holds {self._total_bytes} bytes, spool.max_bytes = {self._max_bytes}: it is replayed when "
+                "Redis is back."
+            )
+
+    def total_bytes(self) -> int:
+        """The size of all spool files of this data_dir, whoever writes them."""
+        total = 0
+        try:
+            with os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX):
+                        try:
+                            total += entry.stat().st_size
+                        except FileNotFoundError:  # replayed and removed meanwhile
+                            continue
+        except FileNotFoundError:
+            return 0
+        return total
+
+    # For the replay thread
+
+    def pending(self) -> list[SpoolFile]:
+        """This process' files, oldest first."""
+        with self._lock:
+            return list(self._files)
+
+    def seal(self, file: SpoolFile, count: int) -> bool:
+        """Whether the file ends with its `count`-th request for good: nothing is appended to it from now on."""
+        with self._lock:
+            if not file.sealed and file.count == count:
+                file.sealed = True
+            return file.sealed and file.count == count
+
+    def forget(self, file: SpoolFile) -> None:
+        """The file is about to be removed."""
+        with self._lock:
+            self._files.remove(file)
+            if self._active is file:
+                self._active = None
+
+    def take_over(self) -> list[SpoolFile]:
+        """Take the files of processes that have ended, oldest first; what was taken is in `pending` from now on."""
+        try:
+            paths = sorted(self.folder.glob("*" + SUFFIX), key=_modified_ns)
+        except FileNotFoundError:
+            return []
+        mine = {file.path for file in self.pending()}
+        taken = [file for path in paths if path not in mine and (file := SpoolFile.take(path)) is not None]
+        with self._lock:
+            self._files[:0] = taken
+        return taken
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
