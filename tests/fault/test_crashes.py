@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.daemon import Daemon, Sink, http, running_daemon, running_sink, wait_until
 from tests.support.servers import Server
 
@@ -225,7 +223,7 @@ def test_full_spool_refuses_and_recovers_by_itself(tmp_path: Path) -> None:
             refusals: list[urllib.error.HTTPError] = []
 
             def is_refused() -> bool:
-                body = json.dumps({"endpoint": {"method": "GET", "url": sink.url}, "data": {}}).encode()
+                body = json.dumps({"endpoint": {"method": "GET", "url": sink.url + "/?id={@id}"}, "data": {}}).encode()
                 request = urllib.request.Request(daemon.url + "/i", body, {"Content-Type": "application/json"})
                 try:
                     urllib.request.urlopen(request)
