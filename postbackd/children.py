@@ -26,6 +26,7 @@ from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
 from postbackd.ingest import IngestDoor, create_app
 from postbackd.queue.check import refuse_evicting, refuse_unfit
+from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
@@ -179,6 +180,8 @@ def deliver_main(context: SlotContext, settings: Settings, url: str) -> int:
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
     worker = _delivery_worker(context, settings, url, log, flags.fileno())
+    if context.index == 0:
+        DeadKeeper(url, Keys(settings.queue.prefix), Path(settings.data_dir), settings.dead).start()
     try:
         while not flags.stop:
             context.beat()

@@ -147,12 +147,19 @@ def _dead_filter(command: Any) -> Any:
     return command
 
 
-def _open_dead(config: str | None, overrides: tuple[str, ...]) -> Any:
+_overflow_option = click.option("--overflow", is_flag=True, help="Those that the cap moved to dead-overflow.jsonl.")
+
+
+def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = False) -> Any:
     from postbackd.queue.dead_letters import DeadLetters
+    from postbackd.queue.dead_overflow import NAME, OverflowLetters
     from postbackd.queue.embedded import running_url
 
     settings = _load(config, overrides)
-    return DeadLetters(running_url(settings.queue, settings.data_dir), settings.queue.prefix)
+    url = running_url(settings.queue, settings.data_dir)
+    if overflow:
+        return OverflowLetters(Path(settings.data_dir) / NAME, url, settings.queue.prefix)
+    return DeadLetters(url, settings.queue.prefix)
 
 
 def _filter(options: dict[str, Any], needs_one: bool = False) -> Any:
@@ -173,38 +180,43 @@ def _filter(options: dict[str, Any], needs_one: bool = False) -> Any:
 @dead.command(name="list")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_overflow_option
 @_dead_filter
-def dead_list(limit: int, as_json: bool, config: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+def dead_list(
+    limit: int, as_json: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
+) -> None:
     """List them, oldest first."""
     from postbackd.tools.dead import list_letters
 
-    sys.exit(list_letters(_open_dead(config, overrides), _filter(options), limit, as_json))
+    sys.exit(list_letters(_open_dead(config, overrides, overflow), _filter(options), limit, as_json))
 
 
 @dead.command(name="show")
 @click.argument("postback_id", metavar="ID")
+@_overflow_option
 @_config_option
 @_set_option
-def dead_show(postback_id: str, config: str | None, overrides: tuple[str, ...]) -> None:
+def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """Show all that is known of one: its attempts, its endpoint, its last answer."""
     from postbackd.tools.dead import show_letter
 
-    sys.exit(show_letter(_open_dead(config, overrides), postback_id))
+    sys.exit(show_letter(_open_dead(config, overrides, overflow), postback_id))
 
 
 @dead.command(name="replay")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--all", is_flag=True, help="All of them, without a filter.")
+@_overflow_option
 @_dead_filter
 def dead_replay(
-    rate: float | None, dry_run: bool, config: str | None, overrides: tuple[str, ...], **options: Any
+    rate: float | None, dry_run: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
 ) -> None:
     """Give them back to the queue: attempts and expiry count anew."""
     from postbackd.tools.dead import replay_letters
 
     wanted = _filter(options, needs_one=True)
-    sys.exit(replay_letters(_open_dead(config, overrides), wanted, rate, dry_run))
+    sys.exit(replay_letters(_open_dead(config, overrides, overflow), wanted, rate, dry_run))
 
 
 @dead.command(name="purge")

@@ -7,6 +7,7 @@ differences are slewed (a clock of ids and expiry must not jump), large ones are
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from postbackd import oplog
 
@@ -21,6 +22,12 @@ def _wall_ms() -> int:
 
 def _monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def format_ms(at_ms: int) -> str:
+    """A time in ms since 1970 as people and JSON have it: 2026-11-24T01:02:03.456Z."""
+    at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at_ms)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Clock:

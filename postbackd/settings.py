@@ -99,6 +99,13 @@ class Retry(Section, frozen=True, kw_only=True):
     expires_after: Annotated[Seconds, _meta("a postback is given up after this", "s", reload=True)] = 172_800.0
 
 
+class Dead(Section, frozen=True, kw_only=True):
+    """Dead letters; what is beyond a limit moves to dead-overflow.jsonl in data_dir."""
+
+    max_count: Annotated[Count, _meta("most that are kept in Redis")] = 1_000_000
+    max_age: Annotated[Seconds, _meta("longest that one is kept in Redis", "s")] = 2_592_000.0
+
+
 class Template(Section, frozen=True, kw_only=True):
     """Filling an endpoint's template."""
 
@@ -154,6 +161,7 @@ class Settings(Section, frozen=True, kw_only=True):
     spool: Spool = Spool()
     delivery: Delivery = Delivery()
     retry: Retry = msgspec.field(default_factory=Retry)
+    dead: Dead = Dead()
     template: Template = Template()
     log: Log = Log()
     admin: Admin = msgspec.field(default_factory=Admin)

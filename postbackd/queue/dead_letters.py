@@ -29,6 +29,7 @@ class DeadLetter(NamedTuple):
     line: dict[str, Any]  # the last line of the delivery log
     item: Item | None  # None where the bytes are no item
     record: bytes
+    data: bytes  # the item's bytes
 
     @property
     def postback_id(self) -> str:
@@ -91,7 +92,7 @@ class DeadLetters:
         start = b"-" if wanted.since_ms is None else b"%d" % wanted.since_ms
         while True:
             entries = self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE)
-            letters = [_letter(entry_id, fields) for entry_id, fields in entries]
+            letters = [letter_of_entry(entry_id, fields) for entry_id, fields in entries]
             yield len(letters), [letter for letter in letters if wanted.matches(letter)]
             if len(entries) < PAGE:
                 return
@@ -111,6 +112,9 @@ class DeadLetters:
             arguments += [letter.entry_id, number]
         return int(REPLAY.call(self._wire, keys, arguments))
 
+    def finish(self) -> None:
+        """Nothing is left to do once all pages are replayed."""
+
     def purge(self, letters: list[DeadLetter]) -> int:
         """Delete them for ever, counted in the queue's stats; how many were still there."""
         count = int(self._wire.call("XDEL", self._keys.dead, *(letter.entry_id for letter in letters)))
@@ -118,15 +122,20 @@ class DeadLetters:
         return count
 
 
-def _letter(entry_id: bytes, fields: list[bytes]) -> DeadLetter:
+def letter_of_entry(entry_id: bytes, fields: list[bytes]) -> DeadLetter:
+    """The letter of an entry of the stream, as XRANGE replies it."""
     values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return letter_of(entry_id, values[b"item"], values[b"record"], values[b"reason"].decode(), values[b"answer"])
+
+
+def letter_of(entry_id: bytes, data: bytes, record: bytes, reason: str, answer: bytes) -> DeadLetter:
+    """A letter of its parts."""
     try:
-        item: Item | None = decode_item(values[b"item"])
+        item: Item | None = decode_item(data)
     except CodecError:
         item = None
     try:
-        line = msgspec.json.decode(values[b"answer"])
+        line = msgspec.json.decode(answer)
     except msgspec.DecodeError:  # cut at its limit of bytes
         line = {}
-    died_ms = int(entry_id.partition(b"-")[0])
-    return DeadLetter(entry_id, died_ms, values[b"reason"].decode(), line, item, values[b"record"])
+    return DeadLetter(entry_id, int(entry_id.partition(b"-")[0]), reason, line, item, record, data)

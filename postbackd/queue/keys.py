@@ -9,6 +9,8 @@ clock         hash    at = server ms, ms = lease clock
 ep            str     endpoint record, TTL 30 d from its last use
 once          str     msgpack [body hash, ids] of a request with an Idempotency-Key, TTL 24 h
 spooled       str     last request of a spool file that was enqueued, TTL 30 d
+dead_turn     str     one delivery worker of all keeps the dead within their cap, TTL 55 s
+restored      hash    entries of an overflow file that were given back, TTL 30 d
 dead          stream  dead letters;  stats  hash  counters
 num           str     the ingest process that owns a worker number of the ids (no tag: touched by no script)
 """
@@ -26,6 +28,8 @@ class Keys:
         self.workers = self._key("workers")
         self.clock = self._key("clock")
         self.dead = self._key("dead")
+        self.dead_turn = self._key("dead_turn")
+        self.restored = self._key("restored")
         self.stats = self._key("stats")
 
     def _key(self, name: str) -> bytes:

@@ -7,7 +7,8 @@ Interrupted, a replay or purge has done a part and leaves the rest as it was: ru
 import json
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -15,9 +16,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from postbackd.clock import format_ms
 from postbackd.codec import CodecError, decode_record
 from postbackd.errors import ConfigError, ExitCode
 from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
+from postbackd.queue.dead_overflow import OverflowLetters
+
+Letters = DeadLetters | OverflowLetters
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -33,7 +38,7 @@ def parse_time_ms(option: str, text: str, now_s: float) -> int:
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def list_letters(letters: DeadLetters, wanted: Filter, limit: int, as_json: bool) -> int:
+def list_letters(letters: Letters, wanted: Filter, limit: int, as_json: bool) -> int:
     """Print them, oldest first."""
     found: list[DeadLetter] = []
     more = 0
@@ -50,14 +55,14 @@ def list_letters(letters: DeadLetters, wanted: Filter, limit: int, as_json: bool
         table.add_column(column)
     for letter in found:
         answer = letter.line.get("response_code") or letter.line.get("error") or ""
-        row = [_time(letter.died_ms), letter.postback_id, letter.reason, str(answer), str(len(letter.attempts))]
+        row = [format_ms(letter.died_ms), letter.postback_id, letter.reason, str(answer), str(len(letter.attempts))]
         table.add_row(*row, str(letter.line.get("host") or ""))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     click.echo(f"{len(found)} shown" + (f", {more} more (--limit)" if more else ""), err=True)
     return ExitCode.OK
 
 
-def show_letter(letters: DeadLetters, postback_id: str) -> int:
+def show_letter(letters: Letters, postback_id: str) -> int:
     """Print everything about one, as JSON."""
     for _, page in letters.pages(Filter(postback_id=postback_id)):
         for letter in page:
@@ -67,17 +72,23 @@ def show_letter(letters: DeadLetters, postback_id: str) -> int:
     return ExitCode.FAILED
 
 
-def replay_letters(letters: DeadLetters, wanted: Filter, rate_per_s: float | None, dry_run: bool) -> int:
+def replay_letters(letters: Letters, wanted: Filter, rate_per_s: float | None, dry_run: bool) -> int:
     """Give them back to ready, at a rate."""
-    return _work(letters, wanted, "replayed", dry_run, rate_per_s)
+
+    def replay(page: list[DeadLetter]) -> int:
+        return _in_portions(letters, page, rate_per_s) if rate_per_s else letters.replay(page)
+
+    ended = _work(letters, wanted, "replayed", dry_run, replay)
+    letters.finish()
+    return ended
 
 
 def purge_letters(letters: DeadLetters, wanted: Filter, dry_run: bool) -> int:
     """Delete them for ever."""
-    return _work(letters, wanted, "purged", dry_run, None)
+    return _work(letters, wanted, "purged", dry_run, letters.purge)
 
 
-def _work(letters: DeadLetters, wanted: Filter, done: str, dry_run: bool, rate_per_s: float | None) -> int:
+def _work(letters: Letters, wanted: Filter, done: str, dry_run: bool, work: Callable[[list[DeadLetter]], int]) -> int:
     # Whatever dies while this runs is not meant: a replayed postback that dies again would go round for ever.
     until_ms = min(wanted.until_ms or sys.maxsize, int(time.time() * 1000))
     bounded = Filter(wanted.host, wanted.endpoint, wanted.reason, wanted.postback_id, wanted.since_ms, until_ms)
@@ -88,17 +99,13 @@ def _work(letters: DeadLetters, wanted: Filter, done: str, dry_run: bool, rate_p
             if dry_run:
                 count += len(page)
             elif page:
-                count += _in_portions(letters, page, done, rate_per_s)
+                count += work(page)
             progress.advance(task, looked_at)
     click.echo(f"{count} would be {done}" if dry_run else f"{count} {done}")
     return ExitCode.OK
 
 
-def _in_portions(letters: DeadLetters, page: list[DeadLetter], done: str, rate_per_s: float | None) -> int:
-    if done == "purged":
-        return letters.purge(page)
-    if not rate_per_s:
-        return letters.replay(page)
+def _in_portions(letters: Letters, page: list[DeadLetter], rate_per_s: float) -> int:
     count = 0
     portion = max(1, int(rate_per_s / 10))  # ten times a second, so that the rate is even
     for start in range(0, len(page), portion):
@@ -116,11 +123,11 @@ def as_object(letter: DeadLetter) -> dict[str, Any]:
     except CodecError as error:
         endpoint = str(error)
     return {
-        "died": _time(letter.died_ms),
+        "died": format_ms(letter.died_ms),
         "id": letter.postback_id or None,
-        "accepted": None if letter.accepted_ms is None else _time(letter.accepted_ms),
+        "accepted": None if letter.accepted_ms is None else format_ms(letter.accepted_ms),
         "reason": letter.reason,
-        "attempts": [{"time": _time(at_ms), "class": name} for at_ms, name in letter.attempts],
+        "attempts": [{"time": format_ms(at_ms), "class": name} for at_ms, name in letter.attempts],
         "reclaims": 0 if letter.item is None else letter.item.reclaims,
         "endpoint_id": letter.endpoint or None,
         "endpoint": endpoint,
@@ -132,8 +139,3 @@ def _record_json(record: bytes) -> bytes:
     import msgspec
 
     return msgspec.json.encode(decode_record(record))
-
-
-def _time(at_ms: int) -> str:
-    at = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at_ms)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")

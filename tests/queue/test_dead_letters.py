@@ -16,7 +16,7 @@ from postbackd.codec import (
 )
 from postbackd.queue.dead_letters import DeadLetters, Filter
 from postbackd.queue.keys import Keys
-from postbackd.tools.dead import as_object, parse_time_ms
+from postbackd.tools.dead import Letters, as_object, parse_time_ms
 
 KEYS = Keys("pb")
 RECORD = encode_record(EndpointRecord(method="GET", url="http://h/"))
@@ -36,7 +36,7 @@ def die(
     return f"{postback_id:016x}"
 
 
-def ids(letters: DeadLetters, wanted: Filter) -> list[str]:
+def ids(letters: Letters, wanted: Filter) -> list[str]:
     return [letter.postback_id for _, page in letters.pages(wanted) for letter in page]
 
 

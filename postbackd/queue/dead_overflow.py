@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""The overflow file: dead letters that the cap took out of Redis, whole, one JSON object a line.
+
+    {"entry": "<id in the stream>", "died": "2026-…Z", "id": "<16 hex>", "reason": "…", "answer": {last log line},
+     "item": "<base64>", "record": "<base64>"}
+
+Written by the keeper (dead_keeper.py), read and given back by `postbackd dead … --overflow`. Both hold its lock.
+"""
+
+import base64
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from postbackd.clock import format_ms
+from postbackd.queue.dead_letters import PAGE, DeadLetter, Filter, letter_of
+from postbackd.queue.enqueuer import RECORD_TTL_S
+from postbackd.queue.keys import Keys
+from postbackd.queue.scripts import RESTORE
+from postbackd.queue.wire import Argument, Wire
+
+NAME = "dead-overflow.jsonl"
+
+
+class Line(msgspec.Struct):
+    """One letter as the file keeps it; bytes are base64."""
+
+    entry: str
+    died: str
+    id: str
+    reason: str
+    answer: msgspec.Raw
+    item: bytes
+    record: bytes
+
+
+@contextlib.contextmanager
+def locked(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """The file, open and ours alone, though another may have put a new one in its place while we waited."""
+    while True:
+        with path.open(mode) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                    yield file  # type: ignore[misc]
+                    return
+
+
+def append(path: Path, letters: list[DeadLetter]) -> None:
+    """Write letters to the end of the file and fsync them: all of them, or an OSError and none."""
+    data = b"".join(_line(letter) for letter in letters)
+    with locked(path, "ab") as file:
+        end = os.fstat(file.fileno()).st_size
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)
+            raise
+        if end == 0:
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _line(letter: DeadLetter) -> bytes:
+    answer = msgspec.Raw(msgspec.json.encode(letter.line))
+    entry, died = letter.entry_id.decode(), format_ms(letter.died_ms)
+    item, record = base64.b64encode(letter.data), base64.b64encode(letter.record)
+    line = {"entry": entry, "died": died, "id": letter.postback_id, "reason": letter.reason, "answer": answer}
+    return msgspec.json.encode({**line, "item": item.decode(), "record": record.decode()}) + b"\n"
+
+
+_decode = msgspec.json.Decoder(Line).decode
+
+
+def read_letter(line: bytes) -> DeadLetter | None:
+    """The letter of a line; None for a line that is none (a crash while it was written)."""
+    try:
+        kept = _decode(line)
+    except msgspec.DecodeError:
+        return None
+    answer = bytes(kept.answer)
+    return letter_of(kept.entry.encode(), kept.item, kept.record, kept.reason, answer)
+
+
+class OverflowLetters:
+    """The letters of the file, to be listed and replayed as those of the stream (`DeadLetters`)."""
+
+    def __init__(self, path: Path, url: str, prefix: str) -> None:
+        self._path = path
+        self._wire = Wire(url, 30.0)
+        self._keys = Keys(prefix)
+        self._replayed: set[bytes] = set()
+
+    def count(self) -> int:
+        """All of them."""
+        try:
+            with self._path.open("rb") as file:
+                return sum(1 for _ in file)
+        except FileNotFoundError:
+            return 0
+
+    def pages(self, wanted: Filter) -> Iterator[tuple[int, list[DeadLetter]]]:
+        """Page after page: how many were looked at, and those that are meant."""
+        try:
+            with self._path.open("rb") as file:
+                lines: list[bytes] = []
+                for line in file:
+                    lines.append(line)
+                    if len(lines) == PAGE:
+                        yield _page(lines, wanted)
+                        lines = []
+                yield _page(lines, wanted)
+        except FileNotFoundError:
+            return
+
+    def replay(self, letters: list[DeadLetter]) -> int:
+        """Give them back to ready, a page at most; how many went now. Twice does no harm."""
+        keys = [self._keys.dead, self._keys.ready, self._keys.restored]
+        arguments: list[Argument] = [RECORD_TTL_S]
+        for letter in letters:
+            number = 0
+            if letter.item is not None and letter.record:
+                key = self._keys.endpoint(letter.item.endpoint_id)
+                if key not in keys[3:]:
+                    keys.append(key)
+                number = keys.index(key, 3) - 2
+            arguments += [letter.entry_id, letter.data, letter.record, number]
+            self._replayed.add(letter.entry_id)
+        return int(RESTORE.call(self._wire, keys, arguments))
+
+    def finish(self) -> None:
+        """Take what was replayed out of the file."""
+        if not self._replayed:
+            return
+        draft = self._path.with_name(self._path.name + ".new")
+        with locked(self._path, "rb") as file, draft.open("wb") as kept:
+            for line in file:
+                letter = read_letter(line)
+                if letter is None or letter.entry_id not in self._replayed:
+                    kept.write(line)
+            kept.flush()
+            os.fsync(kept.fileno())
+            draft.replace(self._path)
+
+
+def _page(lines: list[bytes], wanted: Filter) -> tuple[int, list[DeadLetter]]:
+    letters = [letter for line in lines if (letter := read_letter(line)) is not None]
+    since_ms = wanted.since_ms or 0
+    return len(lines), [letter for letter in letters if letter.died_ms >= since_ms and wanted.matches(letter)]
