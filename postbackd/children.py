@@ -115,7 +115,15 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         nonlocal draining
         draining = True
 
-    door = IngestDoor(settings.ingest, settings.template, settings.security.schemes, queue, numbers, context.cells)
+    door = IngestDoor(
+        settings.ingest,
+        settings.template,
+        settings.security.schemes,
+        settings.retry.expires_after,
+        queue,
+        numbers,
+        context.cells,
+    )
     app = create_app(door, settings.ingest.paths, lambda: draining, context.cells)
     replay.start()
     serve(

@@ -132,6 +132,16 @@ def trail_attempt(now_ms: int, code: int) -> bytes:
     return _encode((now_ms, code))
 
 
+def trail_start(at_ms: int) -> bytes:
+    """The trail entry of a start: attempts and expiry count from it, and none is made before."""
+    return _encode(at_ms)
+
+
+def trail_expiry(expires_after_s: float) -> bytes:
+    """The trail entry of a postback's own expiry."""
+    return _encode({"x": expires_after_s})
+
+
 def attempt_class_name(code: int) -> str:
     """`http_503` for an answer, the error's name for a failure."""
     if code >= 100:

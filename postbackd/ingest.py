@@ -7,6 +7,7 @@ error of the table in docs/api.md and nothing queued. A Falcon app whose `__call
 `IngestDoor.answer`. Checking an endpoint is endpoint.py, bytes are codec.py, Redis is queue/.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import falcon
 import msgspec
 
 from postbackd import oplog
-from postbackd.codec import IdGenerator, format_id
+from postbackd.codec import IdGenerator, accept_ms, format_id
 from postbackd.endpoint import IngestEndpoint, compile_endpoint
 from postbackd.errors import (
     DurabilityTimeoutError,
@@ -27,10 +28,20 @@ from postbackd.errors import (
     SpoolError,
 )
 from postbackd.idempotency import body_hash, format_ids, key_digest, pack_ids
-from postbackd.request import ITEM_DEPTH, MAX_DEPTH, decode_request, explain_rejection, is_too_deep, raw_items, too_deep
+from postbackd.request import (
+    ITEM_DEPTH,
+    MAX_DEPTH,
+    Request,
+    decode_request,
+    explain_rejection,
+    is_too_deep,
+    raw_items,
+    too_deep,
+)
 from postbackd.scoreboard import Cell
 from postbackd.settings import Ingest as IngestSettings
 from postbackd.settings import Template as TemplateSettings
+from postbackd.timing import NOTHING, read_timing
 
 Environ = dict[str, Any]
 Answer = tuple[str, list[tuple[str, str]], bytes]
@@ -93,6 +104,7 @@ class IngestDoor:
         settings: IngestSettings,
         template: TemplateSettings,
         schemes: Sequence[str],
+        expires_after_s: float,
         queue: Queue,
         ids: IdSource,
         cells: "memoryview[int]",
@@ -101,6 +113,7 @@ class IngestDoor:
         self._max_items = settings.max_items
         self._template = template
         self._schemes = schemes
+        self._expires_after_s = expires_after_s
         self._queue = queue
         self._ids = ids
         self._cells = cells
@@ -181,10 +194,12 @@ class IngestDoor:
         endpoint = self._endpoint(bytes(request.endpoint))
         data = request.data
         items: list[dict[str, Any]] = data if isinstance(data, list) else [data]
-        self._check_items(items)
+        is_timed = self._check_items(items) or request.has_timing
         ids = self._ids.generator().next_ids(len(items))
         encode = endpoint.encode
-        if endpoint.wants_raw:
+        if is_timed:
+            elements = self._timed_elements(request, endpoint, items, ids, body)
+        elif endpoint.wants_raw:
             sent = raw_items(body)
             elements = [encode(ids[i], item, i, sent[i]) for i, item in enumerate(items)]
         else:
@@ -216,20 +231,43 @@ class IngestDoor:
             self._endpoints[text] = endpoint
         return endpoint
 
-    def _check_items(self, items: list[dict[str, Any]]) -> None:
+    def _timed_elements(
+        self, request: Request, endpoint: IngestEndpoint, items: list[dict[str, Any]], ids: list[int], body: bytes
+    ) -> list[bytes]:
+        """The elements of a request that says when, with the trail that says so; an item's "@" goes no further."""
+        outer = read_timing(request.timing(), "") if request.has_timing else NOTHING
+        outer_path = "deliver_at" if request.deliver_at is not None else "delay"
+        sent = raw_items(body) if endpoint.wants_raw else None
+        elements = []
+        for i, item in enumerate(items):
+            timing, path, raw = outer, outer_path, sent and sent[i]
+            if "@" in item:
+                path = f"data[{i}].@"
+                if not isinstance(item["@"], dict):
+                    raise RequestError(422, "invalid_type", '"@" is an object: {"delay": 60}.', path)
+                timing = read_timing(item["@"], path).over(outer)
+                item = {name: value for name, value in item.items() if name != "@"}
+                raw = json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode() if sent else None
+            trail = timing.trail(accept_ms(ids[i]), self._expires_after_s, path)
+            elements.append(endpoint.encode(ids[i], item, i, raw or None) + trail)
+        return elements
+
+    def _check_items(self, items: list[dict[str, Any]]) -> bool:
+        """Refuse what is no list of items; whether one of them has an "@"."""
         if not items:
             raise RequestError(422, "empty_data", "`data` is empty: it holds one object per postback.", "data")
         if len(items) > self._max_items:
             message = f"`data` has {len(items)} items; at most {self._max_items} are taken: split the request."
             raise RequestError(413, "too_many_items", message, "data")
-        for index, item in enumerate(items):
+        has_own_timing = False
+        for item in items:
             if "@" in item:
-                path = f"data[{index}].@"
-                raise RequestError(422, "not_supported_yet", "`@` is not supported yet: leave it out.", path)
+                has_own_timing = True
             for value in item.values():
                 kind = type(value)
                 if (kind is dict or kind is list) and is_too_deep(value, MAX_DEPTH - ITEM_DEPTH):
                     raise too_deep()
+        return has_own_timing
 
 
 def _check_media_type(value: str) -> None:

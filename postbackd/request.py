@@ -14,7 +14,6 @@ from postbackd.errors import RequestError
 
 MAX_DEPTH = 64  # of the whole document; the request, its list and the item are three of them
 ITEM_DEPTH = 3
-LATER_MEMBERS = frozenset({"deliver_at", "delay", "expires_after"})
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,9 +21,21 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
     endpoint: msgspec.Raw
     data: list[dict[str, Any]] | dict[str, Any]
+    deliver_at: Any = None
+    delay: Any = None
+    expires_after: Any = None
+
+    @property
+    def has_timing(self) -> bool:
+        """Whether it says when its postbacks are due or expire."""
+        return not (self.deliver_at is None and self.delay is None and self.expires_after is None)
+
+    def timing(self) -> dict[str, Any]:
+        """What it says."""
+        return {"deliver_at": self.deliver_at, "delay": self.delay, "expires_after": self.expires_after}
 
 
-class RawRequest(msgspec.Struct, forbid_unknown_fields=True):
+class RawRequest(msgspec.Struct):
     """The same request once more, its items as the bytes that were sent (for JSON bodies)."""
 
     endpoint: msgspec.Raw
@@ -72,9 +83,10 @@ def _validation_error(error: msgspec.ValidationError) -> RequestError:
 
     if unknown := _UNKNOWN_MEMBER.search(text):
         name = unknown.group(1)
-        if name in LATER_MEMBERS:
-            return RequestError(422, "not_supported_yet", f"`{name}` is not supported yet: leave it out.", name)
-        message = f"The request has no member `{name}`: it has `endpoint` and `data`."
+        message = (
+            f"The request has no member `{name}`: it has `endpoint` and `data`, and perhaps `deliver_at` or `delay`, "
+            "and `expires_after`."
+        )
         return RequestError(422, "unknown_member", message, path_of(name))
     if missing := _MISSING_MEMBER.search(text):
         name = missing.group(1)

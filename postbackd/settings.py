@@ -96,7 +96,9 @@ class Retry(Section, frozen=True, kw_only=True):
     statuses: Annotated[
         list[int | str], _meta('answers to retry, as 503 or "5xx"; empty = 408, 425, 429 and 5xx but 501', reload=True)
     ] = []
-    expires_after: Annotated[Seconds, _meta("a postback is given up after this", "s", reload=True)] = 172_800.0
+    expires_after: Annotated[
+        float, Meta(ge=0, le=2_505_600), _meta("a postback is given up after this", "s", reload=True)
+    ] = 172_800.0
 
 
 class Dead(Section, frozen=True, kw_only=True):

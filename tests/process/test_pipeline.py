@@ -3,10 +3,13 @@
 
 import json
 import subprocess
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from postbackd.codec import accept_ms
 from tests.support.daemon import POSTBACKD, Daemon, Sink, free_port, http, running_daemon, running_sink, wait_until
 
 SAMPLE_DATA = [{"key": "Azureus", "value": "Dendrobates"}, {"key": "Phyllobates", "value": "Terribilis"}]
@@ -225,8 +228,9 @@ REFUSED = [
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[]}', 422, "empty_data", "data"),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[1]}', 422, "invalid_type", "data[0]"),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"dtaa":1}', 422, "unknown_member", "dtaa"),
-    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"deliver_at":1}', 422, "not_supported_yet", "deliver_at"),
-    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{"@":{}}]}', 422, "not_supported_yet", "data[0].@"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{"@":1}]}', 422, "invalid_type", "data[0].@"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{},{"@":{"delay":-1}}]}', 422, "invalid_value", "data[1].@.delay"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"delay":2500000}', 422, "too_far_ahead", "delay"),
     (b'{"endpoint":{"method":"GET","url":"http://a/","sign":"k"},"data":[{}]}', 422, "not_supported_yet", "endpoint.sign"),
     (b'{"endpoint":{"method":"GET","url":"http://a/","success":{}},"data":[{}]}', 422, "not_supported_yet", "endpoint.success"),
     (b'{"endpoint":{"method":"BREW","url":"http://a/"},"data":[{}]}', 422, "invalid_method", "endpoint.method"),
@@ -284,6 +288,31 @@ def test_idempotency_key_enqueues_once(daemon: Daemon, sink: Sink) -> None:
     wait_until(lambda: wanted <= set(daemon.delivered_ids()), "all are delivered")
     wait_until(lambda: len(requests_to(sink, "/once")) >= 4, "the sink has them")
     assert len(requests_to(sink, "/once")) == 4
+
+
+def test_postback_waits_for_its_time_and_expires_by_its_own(daemon: Daemon, sink: Sink) -> None:
+    endpoint = {"method": "POST", "url": sink.url + "/timed?id={@id}"}
+    items = [{"n": 1, "@": {"delay": 0}}, {"n": 10**30}, {"n": 3, "@": {"delay": 1.5, "expires_after": 9}}]
+    status, answer = daemon.post({"endpoint": endpoint, "data": items, "delay": 1, "expires_after": 60})
+    assert status == 202, answer
+    wait_until(lambda: set(answer["ids"]) <= set(daemon.delivered_ids()), "all are delivered")
+    lines = {line["id"]: line for line in daemon.log()}
+    after_ms = [attempted_ms(lines[text]) - accept_ms(int(text, 16)) for text in answer["ids"]]
+    assert after_ms[0] < after_ms[1] and after_ms[1] >= 1000 and after_ms[2] >= 1500, after_ms
+    bodies = {
+        request["url"].split("id=")[1]: request["body"] for request in sink.received() if "/timed" in request["url"]
+    }
+    assert [json.loads(bodies[text]) for text in answer["ids"]] == [{"n": 1}, {"n": 10**30}, {"n": 3}]
+    unheard = {"method": "GET", "url": f"http://127.0.0.1:{free_port()}/", "retry": {"schedule": [5]}}
+    status, answer = daemon.post({"endpoint": unheard, "data": {}, "expires_after": 0.5})
+    assert status == 202
+    wait_until(lambda: [line for line in daemon.log() if line["id"] == answer["ids"][0]], "it is tried")
+    [line] = [line for line in daemon.log() if line["id"] == answer["ids"][0]]
+    assert (line["outcome"], line["reason"]) == ("dead", "expired"), "its retry would fall past its expiry"
+
+
+def attempted_ms(line: dict[str, Any]) -> float:
+    return datetime.fromisoformat(line["time"]).timestamp() * 1000
 
 
 def test_short_path_is_the_same(daemon: Daemon, sink: Sink) -> None:
