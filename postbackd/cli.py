@@ -50,6 +50,8 @@ _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
 )
 
+_existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="postbackd")
@@ -110,20 +112,54 @@ def send(file: str, url: str | None, as_json: bool, config: str | None, override
 @click.option("--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Status of every answer.")
 @click.option("--latency", default=0.0, type=click.FloatRange(0), help="Seconds before each answer.")
 @click.option("--fail-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests answered with 500.")
-@click.option("--drop-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests never answered.")
+@click.option(
+    "--drop-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests whose connection is closed."
+)
+@click.option("--hang-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests never answered.")
 @click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Append each request as a JSON line.")
 def sink(
-    host: str, port: int, status: int, latency: float, fail_rate: float, drop_rate: float, record: Path | None
+    host: str,
+    port: int,
+    status: int,
+    latency: float,
+    fail_rate: float,
+    drop_rate: float,
+    hang_rate: float,
+    record: Path | None,
 ) -> None:
     """Run a target that records what arrives, with faults on order."""
     from postbackd.tools.sink import Options, Sink
 
-    target = Sink(host, port, Options(status, latency, fail_rate, drop_rate), record)
+    target = Sink(host, port, Options(status, latency, fail_rate, drop_rate, hang_rate), record)
     click.echo(
         f"sink listens on http://{host}:{target.port}/ and answers {status}"
         + (f", recording to {record}" if record else "")
     )
     click.echo(f"sink received {target.run()} requests")
+
+
+@main.command()
+@click.option("--sent", required=True, multiple=True, type=_existing_file, help="Answers of ingest, or ids.")
+@click.option("--received", required=True, multiple=True, type=_existing_file, help="A sink's record or delivery log.")
+@click.option("--show", default=10, show_default=True, type=click.IntRange(0), help="How many ids to name.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object with every id.")
+def audit(sent: tuple[Path, ...], received: tuple[Path, ...], show: int, as_json: bool) -> None:
+    """Compare what was acknowledged with what arrived; exit code 1 when anything is lost."""
+    from postbackd.tools.audit import audit as run_audit
+
+    sys.exit(run_audit(sent, received, show, as_json))
+
+
+@main.command()
+@click.argument("postback_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@_config_option
+@_set_option
+def explain(postback_id: str, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Tell one postback's story: where it is, each attempt, when the next is due."""
+    from postbackd.tools.explain import explain as run_explain
+
+    sys.exit(run_explain(_load(config, overrides), postback_id, as_json))
 
 
 @main.group()

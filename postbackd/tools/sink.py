@@ -2,9 +2,10 @@
 """The sink: an HTTP/1.1 target that records what arrives and fails on order.
 
 One process, one epoll, no framework: fast enough to be the target of a benchmark. It answers every request with
-one status, can wait before it answers, fail a share of requests with 500, and drop a share without an answer. Each
-request is one JSON line in the record: time, method, url, headers, body. For tests, benches and trying things out;
-it is no server for the open network.
+one status, can wait before it answers, fail a share of requests with 500, drop a share without an answer, or leave a
+share hanging. Each
+request is one JSON line in the record: time, method, url, headers, body, and the status it is about to be answered
+with (null where it gets no answer). For tests, benches and trying things out; it is no server for the open network.
 """
 
 import base64
@@ -38,6 +39,7 @@ class Options(NamedTuple):
     latency_s: float = 0.0
     fail_rate: float = 0.0
     drop_rate: float = 0.0
+    hang_rate: float = 0.0
 
 
 class Request(NamedTuple):
@@ -97,8 +99,8 @@ def _take_body(buffer: bytearray, head: bytes, start: int) -> tuple[bytes | None
         start = chunk_end
 
 
-def record_line(request: Request, now_s: float) -> bytes:
-    """One line of the record. A body that is not UTF-8 is base64 in `body_b64`."""
+def record_line(request: Request, now_s: float, status: int | None) -> bytes:
+    """One line of the record; `status` None = no answer. A body that is not UTF-8 is base64 in `body_b64`."""
     headers = {}
     for line in request.head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
@@ -108,6 +110,7 @@ def record_line(request: Request, now_s: float) -> bytes:
         "method": request.method.decode("latin-1"),
         "url": request.url.decode("latin-1"),
         "headers": headers,
+        "status": status,
     }
     try:
         entry["body"] = request.body.decode()
@@ -230,16 +233,21 @@ class Sink:
 
     def _answer(self, connection: _Connection, request: Request) -> None:
         self.received += 1
-        if self._record is not None:
-            self._record.write(record_line(request, time.time()))
-            self._record.flush()  # before the answer: what was answered stands in the record
         options = self._options
-        if options.drop_rate and random.random() < options.drop_rate:
+        drops, hangs, fails = (
+            rate > 0 and random.random() < rate for rate in (options.drop_rate, options.hang_rate, options.fail_rate)
+        )
+        status = None if drops or hangs else 500 if fails else options.status
+        if self._record is not None:
+            self._record.write(record_line(request, time.time(), status))
+            self._record.flush()  # before the answer: what was answered stands in the record
+        if status is None:
             connection.buffer.clear()
-            self._close(connection)
+            connection.waiting = True
+            if drops:
+                self._close(connection)
             return
-        failed = options.fail_rate and random.random() < options.fail_rate
-        answer = answer_bytes(500 if failed else options.status, request.method)
+        answer = answer_bytes(status, request.method)
         if options.latency_s:
             self._sequence += 1
             connection.waiting = True

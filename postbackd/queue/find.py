@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Where is one postback? Looks through every place of the queue; read-only, page after page.
+
+The places of QUEUE.md: ready and wake, a worker's lease, later, dead. Items are found by the bytes of their id, so
+ready and later are read as a whole: some 100 ms per 100,000 waiting postbacks.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from postbackd.codec import CodecError, Item, accept_ms, decode_item
+from postbackd.queue.dead_letters import DeadLetter, letter_of_entry
+from postbackd.queue.keys import Keys
+from postbackd.queue.wire import Wire
+
+PAGE = 2000
+CALL_TIMEOUT_S = 30.0
+
+
+class Found(NamedTuple):
+    """An item and where it is: ready, leased, later or dead."""
+
+    place: str
+    item: Item
+    due_ms: int | None = None  # of later
+    worker: str | None = None  # of leased
+    letter: DeadLetter | None = None  # of dead
+
+
+class Finder:
+    """Looks for one postback in one queue; every method raises QueueUnavailableError."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._wire = Wire(url, CALL_TIMEOUT_S)
+        self._keys = Keys(prefix)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def waiting(self) -> int:
+        """How many items there are to look through."""
+        return int(self._wire.call("LLEN", self._keys.ready)) + int(self._wire.call("ZCARD", self._keys.later))
+
+    def find(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
+        """The postback, or None. Looked for twice, since it may move from a place not read yet to one read before."""
+        for _ in range(2):
+            for place in (self._dead, self._leased, self._later, self._ready):
+                found = place(postback_id, advance)
+                if found is not None:
+                    return found
+        return None
+
+    def record(self, endpoint_id: bytes) -> bytes | None:
+        """The stored record of an endpoint."""
+        reply: bytes | None = self._wire.call("GET", self._keys.endpoint(endpoint_id))
+        return reply
+
+    def _dead(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
+        start = b"%d" % accept_ms(postback_id)  # it cannot have died before it was accepted
+        while entries := self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE):
+            for entry_id, fields in entries:
+                letter = letter_of_entry(entry_id, fields)
+                if letter.item is not None and letter.item.postback_id == postback_id:
+                    return Found("dead", letter.item, letter=letter)
+            start = b"(" + entries[-1][0]
+        return None
+
+    def _leased(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
+        for worker in self._wire.call("ZRANGE", self._keys.workers, 0, -1):
+            for item in self._wire.call("HVALS", self._keys.lease(worker.decode())):
+                if (decoded := _match(item, postback_id)) is not None:
+                    return Found("leased", decoded, worker=worker.decode())
+        return None
+
+    def _later(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
+        cursor = b"0"
+        while True:
+            cursor, pairs = self._wire.call("ZSCAN", self._keys.later, cursor, "COUNT", PAGE)
+            for item, due_ms in zip(pairs[::2], pairs[1::2], strict=True):
+                if (decoded := _match(item, postback_id)) is not None:
+                    return Found("later", decoded, due_ms=int(float(due_ms)))
+            advance(len(pairs) // 2)
+            if cursor == b"0":
+                return None
+
+    def _ready(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
+        for key in (self._keys.wake, self._keys.ready):
+            for page in self._pages(key):
+                for item in page:
+                    if (decoded := _match(item, postback_id)) is not None:
+                        return Found("ready", decoded)
+                advance(len(page))
+        return None
+
+    def _pages(self, key: bytes) -> Iterator[list[bytes]]:
+        """From the right end, since items leave on the left: none that stays is skipped."""
+        last = -1
+        while page := self._wire.call("LRANGE", key, last - PAGE + 1, last):
+            yield page
+            if len(page) < PAGE:
+                return
+            last -= PAGE
+
+
+def id_bytes(postback_id: int) -> bytes:
+    """How an element holds its id: msgpack's uint64."""
+    return b"\xcf" + struct.pack(">Q", postback_id)
+
+
+def _match(item: bytes, postback_id: int) -> Item | None:
+    if id_bytes(postback_id) not in item:
+        return None
+    try:
+        decoded = decode_item(item)
+    except CodecError:
+        return None
+    return decoded if decoded.postback_id == postback_id else None

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""`postbackd explain` and `audit` beside a running daemon, as a person at 3 a.m. uses them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.support.daemon import POSTBACKD, Daemon, free_port, running_daemon, running_sink, wait_until
+from tests.support.servers import Server
+
+
+def explain(daemon: Daemon, postback_id: str, *options: str) -> subprocess.CompletedProcess[str]:
+    settings = [part for setting in daemon.settings for part in ("--set", setting)]
+    return subprocess.run(
+        [*POSTBACKD, "explain", postback_id, *options, *settings], capture_output=True, text=True, timeout=60
+    )
+
+
+def post_one(daemon: Daemon, url: str, **members: object) -> str:
+    status, answer = daemon.post({"endpoint": {"method": "GET", "url": url, **members}, "data": {"n": 1}})
+    assert status == 202, answer
+    return str(answer["ids"][0])
+
+
+def test_each_place_is_told(tmp_path: Path) -> None:
+    with (
+        running_sink(tmp_path / "sink") as sink,
+        running_sink(tmp_path / "gone", "--status", "410") as gone,
+        running_daemon(tmp_path / "daemon") as daemon,
+    ):
+        delivered = post_one(daemon, sink.url + "/{n}")
+        dead = post_one(daemon, gone.url)
+        later = post_one(daemon, f"http://127.0.0.1:{free_port()}/", retry={"schedule": [600]})
+        wait_until(lambda: len(daemon.log()) == 3, "each was tried")
+        wait_until(lambda: json.loads(explain(daemon, dead, "--json").stdout)["place"] == "dead", "it is settled")
+        told = explain(daemon, delivered)
+        assert told.returncode == 0, told.stderr
+        assert "now       delivered" in told.stdout and "attempt 1" in told.stdout and "200" in told.stdout
+        told = explain(daemon, dead)
+        assert "dead since" in told.stdout and "refused_status" in told.stdout and "410" in told.stdout
+        assert f"endpoint  GET {gone.url}" in told.stdout
+        told = explain(daemon, later)
+        assert "later: attempt 2 is due" in told.stdout and "connection_refused" in told.stdout
+        story = json.loads(explain(daemon, later, "--json").stdout)
+        assert (story["place"], story["next_attempt"], len(story["attempts"])) == ("later", 2, 1)
+        daemon.log_path.unlink()
+        told = explain(daemon, later)
+        assert "its log line is not in this log" in told.stdout, "the item itself knows its attempts"
+
+
+def test_unknown_and_impossible_ids_are_one_clear_answer(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "daemon", roles="ingest") as daemon:
+        waiting = post_one(daemon, "http://127.0.0.1:1/")
+        assert "now       ready: attempt 1" in explain(daemon, waiting).stdout
+        told = explain(daemon, "0000000000000001")
+        assert (told.returncode, "never accepted here" in told.stdout) == (1, True)
+        told = explain(daemon, "what?")
+        assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (1, "", 1)
+
+
+def test_spooled_one_is_found_without_redis(tmp_path: Path) -> None:
+    server = Server()
+    try:
+        with running_daemon(tmp_path / "daemon", [f"queue.url={server.url}"], roles="ingest") as daemon:
+            server.kill()
+            spooled = post_one(daemon, "http://127.0.0.1:1/")
+            told = explain(daemon, spooled)
+            assert told.returncode == 0
+            assert (
+                "now       spooled in " in told.stdout and "warning   the queue was not looked through" in told.stdout
+            )
+    finally:
+        server.destroy()
+
+
+def test_audit_compares_answers_with_a_record(tmp_path: Path) -> None:
+    with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon") as daemon:
+        ids = [post_one(daemon, sink.url + "/?id={@id}") for _ in range(5)]
+        wait_until(lambda: len(sink.received()) == 5, "all have arrived")
+    sent = tmp_path / "sent"
+    sent.write_text("\n".join(ids))
+    command = [*POSTBACKD, "audit", "--sent", str(sent), "--received", str(sink.record)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout.split()[:6]) == (0, ["sent", "5", "delivered", "5", "lost", "0"])
+    sent.write_text("\n".join([*ids, "00000000000000ff"]))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "lost: 00000000000000ff" in ended.stdout

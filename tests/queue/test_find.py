@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Finding one postback in every place it can be in."""
+
+import pytest
+import redis
+
+from postbackd.codec import EPOCH_MS, encode_element, trail_attempt
+from postbackd.queue.find import PAGE, Finder, Found
+from postbackd.queue.keys import Keys
+from tests.queue.test_dead_letters import EID, RECORD, die
+
+KEYS = Keys("pb")
+ACCEPTED_MS = 1_700_000_000_000
+
+
+def postback_id(number: int) -> int:
+    return (ACCEPTED_MS - EPOCH_MS) << 22 | number
+
+
+def item(number: int) -> bytes:
+    return encode_element(EID, postback_id(number), ["value"]) + trail_attempt(7, 503)
+
+
+def find(url: str, number: int) -> Found | None:
+    looked_through = 0
+
+    def advance(count: int) -> None:
+        nonlocal looked_through
+        looked_through += count
+
+    return Finder(url, "pb").find(postback_id(number), advance)
+
+
+@pytest.mark.parametrize("position", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE])
+def test_ready_is_read_to_both_ends(server: redis.Redis, url: str, position: int) -> None:
+    server.rpush(KEYS.ready, *(item(number) for number in range(2 * PAGE + 1)))
+    found = find(url, position)
+    assert found is not None
+    assert (found.place, found.item.postback_id, found.item.attempts) == ("ready", postback_id(position), [(7, 503)])
+
+
+def test_wake_later_and_leases_are_looked_through(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.wake, item(1))
+    server.zadd(KEYS.later, {item(2): ACCEPTED_MS + 5000, item(3): 1})
+    server.hset(KEYS.lease("n.0.aa"), mapping={"n": 1, "0": item(4)})
+    server.zadd(KEYS.workers, {"n.0.aa": 1})
+    places = [find(url, number) for number in (1, 2, 4)]
+    assert [found and (found.place, found.due_ms, found.worker) for found in places] == [
+        ("ready", None, None),
+        ("later", ACCEPTED_MS + 5000, None),
+        ("leased", None, "n.0.aa"),
+    ]
+
+
+def test_dead_comes_with_its_letter(server: redis.Redis, url: str) -> None:
+    for number in range(3):
+        fields = {"item": item(number), "record": RECORD, "reason": "expired", "answer": b"{}"}
+        server.xadd(KEYS.dead, fields, id=f"{ACCEPTED_MS + number}-0")
+    found = find(url, 2)
+    assert found is not None and found.letter is not None
+    assert (found.place, found.letter.reason, found.letter.died_ms) == ("dead", "expired", ACCEPTED_MS + 2)
+
+
+def test_absent_one_is_none_among_look_alikes(server: redis.Redis, url: str) -> None:
+    die(server, 1)
+    lookalike = encode_element(EID, postback_id(9), [b"\xcf" + postback_id(1).to_bytes(8, "big")])
+    server.rpush(KEYS.ready, lookalike, b"\xcf" + postback_id(1).to_bytes(8, "big"))
+    assert find(url, 1) is None
