@@ -18,7 +18,10 @@ Delivery = TypeVar("Delivery")
 RATE_WINDOW_MS = 100  # completions are counted this long before they count as a rate
 WAIT_BOUND_MS = 250  # a lane may hold as many waiting postbacks as its host completes in this time
 PARK_MIN_MS = 1000  # QUEUE.md "settle, park": below this the same items go round and round
-PARK_MAX_MS = 600_000  # a host that recovers is tried again within ten minutes, whatever stood before
+PARK_MAX_MS = 60_000  # a host that recovers is tried again within a minute, whatever stood before
+PARK_MAX_BUSY_MS = 600_000  # or within ten, when coming back each minute would be too much work
+PARK_BUSY_PER_S = 1000  # that is: 2 % of a worker's time
+PARK_WINDOW_MS = 10_000
 FIRST_RATE_PER_S = 3.2  # a rate nobody has measured yet: 32 connections that all time out after 10 s
 SUSPENDED_BOUND_MS = 1000  # a name that takes longer to look up has its postbacks parked: they hold up others' claims
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
@@ -34,6 +37,9 @@ class Lane(Generic[Delivery]):
         "in_flight",
         "limit",
         "next_park_ms",
+        "park_max_ms",
+        "parked",
+        "parked_from_ms",
         "queued",
         "rate_per_s",
         "suspended_ms",
@@ -53,6 +59,9 @@ class Lane(Generic[Delivery]):
         self.window_ms = now_ms
         self.used_ms = now_ms
         self.next_park_ms = 0
+        self.park_max_ms = PARK_MAX_MS
+        self.parked = 0  # since parked_from_ms
+        self.parked_from_ms = now_ms
         self.suspended_ms: int | None = None  # since when its host's name is being looked up
 
     def measure(self, now_ms: int) -> None:
@@ -76,9 +85,15 @@ class Lane(Generic[Delivery]):
 
     def park_delay_ms(self, now_ms: int) -> int:
         """The next free place of the virtual clock, as a delay."""
+        self.parked += 1
+        passed_ms = now_ms - self.parked_from_ms
+        if passed_ms >= PARK_WINDOW_MS:
+            is_busy = self.parked * 1000 > PARK_BUSY_PER_S * passed_ms
+            self.park_max_ms = PARK_MAX_BUSY_MS if is_busy else PARK_MAX_MS
+            self.parked, self.parked_from_ms = 0, now_ms
         rate_per_s = max(self.rate_per_s or 0.0, FIRST_RATE_PER_S)
         due_ms = max(now_ms + PARK_MIN_MS, self.next_park_ms) + int(1000 / rate_per_s)
-        if due_ms > now_ms + PARK_MAX_MS:
+        if due_ms > now_ms + self.park_max_ms:
             due_ms = now_ms + PARK_MIN_MS  # the clock has run full: begin again, or all would fall on its end
         self.next_park_ms = due_ms
         return due_ms - now_ms

@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Lanes with an invented clock: turns, limits, shares and the virtual clock of parked postbacks."""
 
-from postbackd.delivery.lanes import IDLE_LANE_MS, PARK_MAX_MS, PARK_MIN_MS, RATE_WINDOW_MS, SWEEP_EVERY_MS, Lanes
+from postbackd.delivery.lanes import (
+    IDLE_LANE_MS,
+    PARK_MAX_BUSY_MS,
+    PARK_MAX_MS,
+    PARK_MIN_MS,
+    PARK_WINDOW_MS,
+    RATE_WINDOW_MS,
+    SWEEP_EVERY_MS,
+    Lanes,
+)
 
 NOW_MS = 1_000_000
 
@@ -99,6 +108,17 @@ def test_virtual_clock_begins_again_when_it_has_run_full() -> None:
     delays = [delay for _name, delay in subject.overflow(NOW_MS + RATE_WINDOW_MS)]
     assert max(delays) <= PARK_MAX_MS
     assert min(delays) >= PARK_MIN_MS
+
+
+def test_mass_of_parked_postbacks_comes_back_less_often() -> None:
+    subject = lanes(limit=1)
+    fill(subject, "dead", 20_002)
+    take_all(subject)
+    for _ in range(2):
+        parked = list(subject.overflow(NOW_MS + PARK_WINDOW_MS))
+        for name, _delay in parked:
+            subject.add("dead", name, NOW_MS + PARK_WINDOW_MS)
+    assert PARK_MAX_MS < max(delay for _name, delay in parked) <= PARK_MAX_BUSY_MS
 
 
 def test_unused_lane_is_forgotten_and_a_used_one_is_not() -> None:
