@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo bench lint config clean
+.PHONY: help setup run test demo bench chaos lint config clean
 PYTEST_WORKERS ?= 4
 
 help: ## list the targets
@@ -30,6 +30,9 @@ bench: setup ## measure ingest, delivery and the one-request loop, briefly (need
 	@.venv/bin/python -m bench.loop --rounds 3 --seconds 2
 	@.venv/bin/python -m bench.delivery --rounds 3
 	@.venv/bin/python -m bench.idle --seconds 10
+
+chaos: setup ## fail everything at random for ten minutes under load, then audit every postback (CHAOS="--seed 7")
+	@.venv/bin/python -m bench.chaos $(CHAOS)
 
 config: setup ## write etc/postbackd.toml anew from the settings' declarations
 	@.venv/bin/postbackd config >etc/postbackd.toml

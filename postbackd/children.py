@@ -44,6 +44,7 @@ from postbackd.settings import Settings
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
+SHORT_QUEUE_WAIT_S = 1.0  # where we can do without it for a while
 
 
 def _redis_error_counter(context: SlotContext) -> "_Counter":
@@ -69,10 +70,11 @@ def _look_at_queue(
     A server that cannot be reached is refused too, unless this data_dir has been used before: then the configuration
     was right once, and starting serves better than not starting (ingest spools, delivery waits).
     """
+    was_right_once = has_numbers(Path(settings.data_dir))
     try:
-        found = refuse_unfit(url, QUEUE_WAIT_S, lambda: None)
+        found = refuse_unfit(url, SHORT_QUEUE_WAIT_S if was_right_once else QUEUE_WAIT_S, lambda: None)
     except QueueAwayError as error:
-        if not has_numbers(Path(settings.data_dir)):
+        if not was_right_once:
             raise
         if context.index == 0:
             oplog.error("redis_away", error=str(error), hint="started all the same; requests are spooled until then")
