@@ -87,29 +87,54 @@ def process(core: int | None, command: Sequence[str], **options: Any) -> Iterato
             child.kill()
 
 
+class QueueServer:
+    """A Valkey on a unix socket with its append-only file, on the other core; may be killed and started again."""
+
+    def __init__(self, appendfsync: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pbbench"))
+        self._appendfsync = appendfsync
+        self.url = f"unix://{self._folder / 's'}"
+        self.client = redis.Redis(unix_socket_path=str(self._folder / "s"))
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        command = [find_server("auto"), "--port", "0", "--unixsocket", str(self._folder / "s")]
+        command += ["--dir", str(self._folder), "--save", "", "--appendonly", "yes", "--appendfsync", self._appendfsync]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, {OTHER_CORE})
+        )
+        deadline_s = time.monotonic() + START_BOUND_S
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.RedisError:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._process.wait()
+
+    def destroy(self) -> None:
+        """End it and remove its files."""
+        self.client.close()
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @contextmanager
 def queue_server(appendfsync: str) -> Iterator[tuple[str, redis.Redis]]:
-    """A Valkey on a unix socket with its append-only file, on the other core; its url and a client."""
-    folder = Path(tempfile.mkdtemp(prefix="pbbench"))
-    path = folder / "s"
-    command = [find_server("auto"), "--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", ""]
-    command += ["--appendonly", "yes", "--appendfsync", appendfsync]
+    """A queue server for the length of a with block; its url and a client."""
+    server = QueueServer(appendfsync)
     try:
-        with process(OTHER_CORE, command, stdout=subprocess.DEVNULL):
-            client = redis.Redis(unix_socket_path=str(path))
-            deadline_s = time.monotonic() + START_BOUND_S
-            while True:
-                try:
-                    client.ping()
-                    break
-                except redis.RedisError:
-                    if time.monotonic() > deadline_s:
-                        raise
-                    time.sleep(0.02)
-            yield f"unix://{path}", client
-            client.close()
+        yield server.url, server.client
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.destroy()
 
 
 @contextmanager
@@ -149,7 +174,7 @@ http {{
 
 
 @contextmanager
-def nginx_target(core: int) -> Iterator[int]:
+def nginx_target(core: int | None) -> Iterator[int]:
     """An nginx that answers 200 to everything; its port."""
     binary = need("nginx", "nginx-light")
     folder = Path(tempfile.mkdtemp(prefix="pbbench"))
@@ -169,7 +194,7 @@ class Daemon:
 
     def __init__(self, folder: Path, port: int, started: subprocess.Popen[bytes]) -> None:
         self.port = port
-        self._folder = folder
+        self.folder = folder
         self._started = started
         deadline_s = time.monotonic() + START_BOUND_S
         while b"postbackd is ready" not in (folder / "output").read_bytes():
@@ -178,7 +203,7 @@ class Daemon:
             time.sleep(0.02)
 
     def pids(self, role: str) -> list[int]:
-        rows = json.loads((self._folder / "processes.json").read_text())
+        rows = json.loads((self.folder / "processes.json").read_text())
         return [int(row["pid"]) for row in rows if row["role"] == role]
 
     def cpu_s(self, role: str) -> float:

@@ -12,6 +12,7 @@ It is created with mode 0700 when missing. Files that stand in it for this modul
 What else is in it (worker numbers, the embedded queue's files) belongs to queue/.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,10 +21,12 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
+from postbackd import oplog
 from postbackd.errors import BootError
 
 LOCK_WAIT_S = 2.0  # children of a supervisor that was killed a moment ago need some milliseconds to die
 LOCK_RETRY_S = 0.02
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -43,6 +46,7 @@ class DataDir:
         self._machine_id = machine_id
         self._lock_fd = -1
         self._written: list[ProcessRow] = []
+        self._said_failure = False
 
     def open(self) -> None:
         """Create, lock and check it; a BootError says in one line what is in the way."""
@@ -76,7 +80,13 @@ class DataDir:
                     ) from None
                 time.sleep(LOCK_RETRY_S)
         os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            # The lock is what counts: a daemon that does not start on a full disk helps nobody.
+            oplog.error("data_dir_full", path=str(self.path), hint="make room there")
 
     def _check_machine(self) -> None:
         here = machine_fingerprint(self._machine_id)
@@ -96,10 +106,18 @@ class DataDir:
             )
 
     def write_processes(self, rows: list[ProcessRow]) -> None:
-        """Keep processes.json; does nothing while nothing has changed."""
-        if rows != self._written:
+        """Keep processes.json; does nothing while nothing has changed, and says it once when it cannot."""
+        if rows == self._written:
+            return
+        try:
             write_whole(self.path / "processes.json", json.dumps(rows) + "\n")
-            self._written = list(rows)
+        except OSError as error:  # tried again at the next call: a supervisor must not die of a full disk
+            if not self._said_failure:
+                self._said_failure = True
+                oplog.error("processes_not_written", error=error.strerror, path=str(self.path), hint="make room there")
+            return
+        self._said_failure = False
+        self._written = list(rows)
 
     def close(self) -> None:
         """Unlock. The pid file stays, empty: removing a locked file would let two daemons lock two files."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The data directory: who may use it, and what it tells of the daemon."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -115,3 +116,25 @@ def test_unchanged_processes_are_not_written_again(tmp_path: Path) -> None:
     before = (tmp_path / "processes.json").stat().st_ino
     directory.write_processes(list(ROWS))
     assert (tmp_path / "processes.json").stat().st_ino == before
+
+
+def test_full_disk_stops_nobody_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chaos found a supervisor that died of a full disk, and then did not start on it."""
+    DataDir(tmp_path).open()
+
+    def fail(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    directory = DataDir(tmp_path / "below")
+    directory.open()
+    monkeypatch.setattr(module, "write_whole", fail)
+    directory.write_processes(ROWS)
+    directory.write_processes(ROWS)
+    errors = [line for line in capsys.readouterr().err.splitlines() if "ERROR" in line]
+    assert ["data_dir_full" in line or "processes_not_written" in line for line in errors] == [True, True]
+    monkeypatch.undo()
+    directory.write_processes(ROWS)
+    assert read_processes(tmp_path / "below") == ROWS
