@@ -7,6 +7,7 @@ renews the worker number. Order, errors and the moment of removal: QUEUE.md, "re
 """
 
 import threading
+import time
 from typing import Any
 
 import hiredis
@@ -181,9 +182,11 @@ class SpoolReplay:
             requests = progress.batch()
             if not requests:
                 return self._has_ended(progress)
+            began_s = time.monotonic()
             done = self._enqueue(wire, progress, requests)
             progress.go_to(done)
             self._note_back()
+            self._stopping.wait(time.monotonic() - began_s)  # as long again for the requests of now
         return False
 
     def _has_ended(self, progress: _Progress) -> bool:
