@@ -41,7 +41,7 @@ from postbackd.request import (
 from postbackd.scoreboard import Cell
 from postbackd.settings import Ingest as IngestSettings
 from postbackd.settings import Template as TemplateSettings
-from postbackd.timing import NOTHING, read_timing
+from postbackd.timing import read_timing
 
 Environ = dict[str, Any]
 Answer = tuple[str, list[tuple[str, str]], bytes]
@@ -194,7 +194,9 @@ class IngestDoor:
         endpoint = self._endpoint(bytes(request.endpoint))
         data = request.data
         items: list[dict[str, Any]] = data if isinstance(data, list) else [data]
-        is_timed = self._check_items(items) or request.has_timing
+        is_timed = self._check_items(items) or not (
+            request.deliver_at is request.delay is request.expires_after is None
+        )
         ids = self._ids.generator().next_ids(len(items))
         encode = endpoint.encode
         if is_timed:
@@ -235,7 +237,7 @@ class IngestDoor:
         self, request: Request, endpoint: IngestEndpoint, items: list[dict[str, Any]], ids: list[int], body: bytes
     ) -> list[bytes]:
         """The elements of a request that says when, with the trail that says so; an item's "@" goes no further."""
-        outer = read_timing(request.timing(), "") if request.has_timing else NOTHING
+        outer = read_timing(request.timing(), "")
         outer_path = "deliver_at" if request.deliver_at is not None else "delay"
         sent = raw_items(body) if endpoint.wants_raw else None
         elements = []

@@ -25,13 +25,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     delay: Any = None
     expires_after: Any = None
 
-    @property
-    def has_timing(self) -> bool:
-        """Whether it says when its postbacks are due or expire."""
-        return not (self.deliver_at is None and self.delay is None and self.expires_after is None)
-
     def timing(self) -> dict[str, Any]:
-        """What it says."""
+        """What it says of when its postbacks are due or expire."""
         return {"deliver_at": self.deliver_at, "delay": self.delay, "expires_after": self.expires_after}
 
 
