@@ -39,6 +39,7 @@ from postbackd.queue.spooling import SpoolingQueue
 from postbackd.queue.wire import Wire
 from postbackd.queue.worker_number import WorkerNumber, has_numbers
 from postbackd.scoreboard import Cell, monotonic_ms
+from postbackd.senders import Senders
 from postbackd.server.listener import serve
 from postbackd.settings import Settings
 from postbackd.worker_pool import SlotContext
@@ -122,6 +123,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         settings.template,
         settings.security.schemes,
         settings.retry.expires_after,
+        Senders(settings.ingest.tokens),
         queue,
         numbers,
         context.cells,

@@ -36,12 +36,14 @@ def _load(config: str | None, overrides: tuple[str, ...]) -> Settings:
     from postbackd.delivery.egress import Policy
     from postbackd.delivery.schedule import retried_statuses
     from postbackd.queue.durability import Durability
+    from postbackd.senders import Senders
     from postbackd.settings_loader import load
 
     settings = load(config, os.environ, overrides)
     Policy(settings.security.allow_networks, settings.security.deny_networks)
     retried_statuses(settings.retry.statuses)
     Durability(settings.queue)
+    Senders(settings.ingest.tokens)
     return settings
 
 
@@ -80,7 +82,7 @@ def check(config: str | None, overrides: tuple[str, ...]) -> None:
     """Look at configuration, Redis and limits: what is wrong, and how to mend it."""
     from postbackd.tools.check import check as run_check
 
-    sys.exit(run_check(_load(config, overrides)))
+    sys.exit(run_check(_load(config, overrides), config))
 
 
 @main.command(name="config")

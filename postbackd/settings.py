@@ -41,7 +41,7 @@ class Ingest(Section, frozen=True, kw_only=True):
     max_connections: Annotated[Count, _meta("most connections of one process")] = 4096
     idle_timeout: Annotated[Seconds, _meta("an idle connection is closed after this", "s", later=True)] = 60.0
     drain_delay: Annotated[Seconds, _meta("how long /ready says 503 before the socket closes at a stop", "s")] = 0.0
-    tokens: Annotated[list[str], _meta("bearer tokens of senders; none = open", later=True, secret=True)] = []
+    tokens: Annotated[list[str], _meta("bearer tokens, as name:secret; none = open", secret=True)] = []
     paths: Annotated[list[str], _meta("paths that take requests")] = msgspec.field(
         default_factory=lambda: ["/ingest.php", "/i"]
     )

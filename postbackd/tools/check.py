@@ -7,6 +7,7 @@ Starts nothing and changes nothing. The configuration itself was checked when it
 import os
 import socket
 import ssl
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import click
@@ -15,14 +16,16 @@ from postbackd.errors import BootError, ExitCode
 from postbackd.limits import raise_descriptor_limit
 from postbackd.queue.check import Finding, check_server, losses, persistence_of
 from postbackd.queue.embedded import find_server
+from postbackd.senders import secret_of
 from postbackd.server.listener import bind
 from postbackd.settings import Settings
 
+SHORT_TOKEN = 16
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def check(settings: Settings) -> int:
-    """Print one line a finding; exit code 1 when the daemon would not run."""
+def check(settings: Settings, config: str | None) -> int:
+    """Print one line a finding; exit code 1 when the daemon would not run. `config` is the file they came from."""
     findings = [
         Finding("ok", "configuration: read and valid"),
         *_queue(settings),
@@ -31,6 +34,7 @@ def check(settings: Settings) -> int:
         _log(settings),
         _port(settings),
         _tls(),
+        *_doors(settings, config),
     ]
     for finding in findings:
         click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
@@ -95,6 +99,51 @@ def _port(settings: Settings) -> Finding:
     except (BootError, OSError) as error:
         return Finding("fail", f"ingest: {error}")
     return Finding("ok", f"ingest: {place} is free")
+
+
+def _doors(settings: Settings, config: str | None) -> list[Finding]:
+    """What stands open that a stranger could use."""
+    found = []
+    if not settings.ingest.tokens and not _is_loopback(settings.ingest.host):
+        text = f"ingest: {settings.ingest.host} is open to everybody who reaches it: set ingest.tokens."
+        found.append(Finding("warn", text))
+    if any(len(secret_of(token)) < SHORT_TOKEN for token in settings.ingest.tokens):
+        found.append(Finding("warn", f"ingest.tokens: one has under {SHORT_TOKEN} characters: openssl rand -hex 16"))
+    inside = [
+        network for network in settings.security.allow_networks if not ip_network(network, strict=False).is_global
+    ]
+    if inside:
+        text = f"security.allow_networks: postbacks may go to {', '.join(inside)}, the inside of a network."
+        found.append(Finding("warn", text))
+    if not settings.delivery.tls_verify:
+        found.append(
+            Finding("warn", "delivery.tls_verify is false: whoever is in between reads and answers postbacks.")
+        )
+    if not settings.admin.token and not _is_loopback(settings.admin.host):
+        text = f"admin: {settings.admin.host} is open to everybody who reaches it: set admin.token or admin.host."
+        found.append(Finding("warn", text))
+    for path in (Path(settings.data_dir), Path(settings.log.path), *([Path(config)] if config else [])):
+        if _others_read(path) and not (str(path) == config and not _has_secrets(settings)):
+            found.append(Finding("warn", f"{path} can be read by others on this machine: chmod o= {path}"))
+    return found or [Finding("ok", "doors: none stands open")]
+
+
+def _has_secrets(settings: Settings) -> bool:
+    return bool(settings.ingest.tokens or "@" in settings.queue.url)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _others_read(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & 0o004)
+    except OSError:
+        return False
 
 
 def _tls() -> Finding:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from postbackd.errors import ExitCode, PostbackdError
+from postbackd.senders import secret_of
 from postbackd.settings import Settings
 
 TIMEOUT_S = 30
@@ -20,7 +21,7 @@ def send(settings: Settings, file: str, url: str | None, as_json: bool) -> int:
     except OSError as error:
         raise PostbackdError(f"{file}: cannot be read: {error.strerror}") from None
     target = url or _ingest_url(settings)
-    status, answer = _post(target, body)
+    status, answer = _post(target, body, settings.ingest.tokens[0] if settings.ingest.tokens else None)
     if as_json:
         print(answer.decode(errors="replace"))
     elif status == 202:
@@ -38,14 +39,17 @@ def _ingest_url(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{ingest.port}{ingest.paths[0]}"
 
 
-def _post(url: str, body: bytes) -> tuple[int, bytes]:
+def _post(url: str, body: bytes, token: str | None) -> tuple[int, bytes]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise PostbackdError(f"--url {url}: write it as http://host:port/ingest.php")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
     try:
-        connection.request("POST", parts.path or "/", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {secret_of(token)}"
+        connection.request("POST", parts.path or "/", body, headers)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:

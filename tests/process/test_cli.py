@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from postbackd.settings import declarations
-from tests.support.daemon import POSTBACKD, STOP_BOUND_S, free_port, running_daemon, running_sink, wait_until
+from tests.support.daemon import POSTBACKD, STOP_BOUND_S, free_port, http, running_daemon, running_sink, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 SAMPLE = {"endpoint": {"method": "GET", "url": "http://127.0.0.1:1/{k}"}, "data": [{"k": 1}]}
@@ -133,6 +133,50 @@ def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     ill = postbackd("check", *settings_for(tmp_path, f"queue.url=redis://127.0.0.1:{free_port()}"))
     assert ill.returncode == 1
     assert "queue" in next(line for line in ill.stdout.splitlines() if line.startswith("fail"))
+
+
+def test_check_warns_of_open_doors(tmp_path: Path) -> None:
+    def warnings(*settings: str, config: str = "") -> str:
+        arguments = settings_for(tmp_path, *settings)
+        found = postbackd("check", *(["-c", config] if config else []), *arguments)
+        return "\n".join(line for line in found.stdout.splitlines() if line.startswith("warn"))
+
+    assert "ingest.tokens" in warnings("ingest.host=0.0.0.0")
+    assert "ingest.tokens" not in warnings("ingest.host=0.0.0.0", 'ingest.tokens=["a-token-that-is-long-enough"]')
+    assert "characters" in warnings('ingest.tokens=["short"]')
+    assert "10.0.0.0/8" in warnings('security.allow_networks=["10.0.0.0/8"]')
+    assert "tls_verify" in warnings("delivery.tls_verify=false")
+    assert "admin" in warnings("admin.host=0.0.0.0")
+    (tmp_path / "var").mkdir(mode=0o755)
+    file = tmp_path / "c.toml"
+    file.write_text('[ingest]\ntokens = ["a-token-that-is-long-enough"]\n')
+    file.chmod(0o644)
+    found = warnings(config=str(file))
+    assert f"{file} can be read by others" in found and "var can be read by others" in found
+    file.chmod(0o640)
+    assert str(file) not in warnings(config=str(file))
+
+
+def test_tokens_let_in_and_keep_out(tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(SAMPLE))
+    tokens = 'ingest.tokens=["tracker:the-secret-of-the-tracker", "another-secret"]'
+    with running_daemon(tmp_path / "daemon", [tokens]) as daemon:
+        url, body = daemon.url + "/i", json.dumps(SAMPLE).encode()
+        plain = {"Content-Type": "application/json"}
+        assert http("POST", url, body, plain)[0] == 401
+        assert http("POST", url, body, {**plain, "Authorization": "Bearer wrong"})[0] == 403
+        for secret in ("the-secret-of-the-tracker", "another-secret"):
+            key = {"Idempotency-Key": "same"}  # its scope is the sender
+            status, answer = http("POST", url, body, {**plain, **key, "Authorization": f"Bearer {secret}"})
+            assert (status, answer["accepted"]) == (202, 1), answer
+        assert http("GET", daemon.url + "/ready")[0] == 200
+        sent = postbackd("send", str(file), "--set", f"ingest.port={daemon.port}", "--set", tokens)
+        assert sent.returncode == 0, sent.stderr
+        assert "token_refused" in daemon.output.read_text()
+        wait_until(lambda: daemon.log(), "something is tried")
+        assert len({line["id"] for line in daemon.log()}) <= 3, "each sender's request once, and that of send"
+        assert "the-secret-of-the-tracker" not in daemon.output.read_text()
 
 
 def test_send_posts_a_file_and_prints_the_ids(tmp_path: Path) -> None:
