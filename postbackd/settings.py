@@ -151,6 +151,12 @@ class Host(Section, frozen=True, kw_only=True):
     """What is different for one host; null = as in [delivery]."""
 
     per_host: Annotated[Count | None, _meta("transfers at once in one process", reload=True)] = None
+    rate: Annotated[
+        Annotated[float, Meta(gt=0)] | None, _meta("most transfers started, all workers together", "1/s", reload=True)
+    ] = None
+    burst: Annotated[
+        Annotated[float, Meta(ge=1)] | None, _meta("transfers at once after a rest; null = rate", reload=True)
+    ] = None
     timeout: Annotated[Timeout | None, _meta("longest time of one attempt", "s", reload=True)] = None
 
 

@@ -75,6 +75,18 @@ class RetryPolicy:
         return expires_at_ms(item, self.expires_after_s)
 
 
+ASKS_FOR_PAUSE = frozenset({429, 503})  # with Retry-After: the whole host's business
+
+_NOT_THE_HOSTS = frozenset({ErrorClass.BLOCKED, ErrorClass.RENDER_ERROR, ErrorClass.TOO_LARGE, ErrorClass.EXPIRED})
+
+
+def is_host_fault(error: ErrorClass | None, status: int | None) -> bool:
+    """Whether an attempt failed by the host's fault: what its breaker counts."""
+    if error is not None:
+        return error not in _NOT_THE_HOSTS
+    return status is None or (status >= 500 and status != 501)
+
+
 def status_class(status: int) -> ErrorClass:
     """The class of an answer that is no success."""
     if status >= 500:

@@ -14,13 +14,15 @@ from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import ErrorClass
 from postbackd.delivery.intake import Intake
-from postbackd.delivery.lanes import Lanes
+from postbackd.delivery.lanes import Bounds, Lanes
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Failed, Names
+from postbackd.delivery.outcome import ASKS_FOR_PAUSE, is_host_fault
 from postbackd.delivery.pace import BATCH, Pace
 from postbackd.delivery.recorder import Delivery, Recorder, no_transfer
-from postbackd.delivery.transfer import Transfers
+from postbackd.delivery.transfer import Result, Transfers
 from postbackd.errors import LeaseLostError, QueueUnavailableError
+from postbackd.limits import worker_count
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.lease_client import MAX_HELD, Claim, LeaseClient
 from postbackd.scoreboard import Cell, monotonic_ms
@@ -66,7 +68,7 @@ class DeliveryWorker:
         self._intake = intake
         self._take_deaths = take_deaths
         self._in_flight_limit = settings.delivery.in_flight
-        self._lanes: Lanes[Delivery] = Lanes(self._host_limit)
+        self._lanes: Lanes[Delivery] = Lanes(self._bounds)
         self._pace = Pace(self._in_flight_limit)
         self._watched: dict[str, int] = {}  # connection → the generation that is in the epoll
         self._to_reclaim: dict[str, str] = {}  # worker → why
@@ -78,9 +80,22 @@ class DeliveryWorker:
         self._was_away = False
         transfers.watch(resolver_descriptor)
 
-    def _host_limit(self, host_key: str) -> int:
+    def _bounds(self, host_key: str) -> Bounds:
+        """A host's limits in this process; a configured rate is the daemon's, shared evenly by its workers."""
         host = self._settings.hosts.get(host_key)
-        return self._settings.delivery.per_host if host is None or host.per_host is None else host.per_host
+        if host is None:
+            return Bounds(self._settings.delivery.per_host)
+        in_flight = self._settings.delivery.per_host if host.per_host is None else host.per_host
+        if host.rate is None:
+            return Bounds(in_flight)
+        workers = worker_count(self._settings.delivery.workers, per_core=1)
+        return Bounds(in_flight, host.rate / workers, (host.rate if host.burst is None else host.burst) / workers)
+
+    def _attempt_failed(self, host_key: str, result: Result, now_ms: int) -> None:
+        """What a failed attempt means for its host."""
+        self._lanes.done(host_key, now_ms, is_host_fault(result.error, result.status))
+        if result.retry_after_s and result.status in ASKS_FOR_PAUSE:
+            self._lanes.pause(host_key, result.retry_after_s * 1000, now_ms)
 
     # The loop
 
@@ -93,12 +108,16 @@ class DeliveryWorker:
             for delivery, result in results:
                 self._recorder.attempt_ended(delivery, result, server_ms)
                 assert delivery.rendered is not None
-                self._lanes.done(delivery.rendered.host_key, now_ms)
+                host_key = delivery.rendered.host_key
+                if result.error is None and result.status is not None and result.status < 400:
+                    self._lanes.done(host_key, now_ms)
+                else:
+                    self._attempt_failed(host_key, result, now_ms)
             self._recorder.publish()
         self._pace.completed(len(results), now_ms)
         if self._resolver_descriptor in self._transfers.ready:
             for host_key in self._names.take_resolved():
-                self._lanes.resume(host_key)
+                self._lanes.resume(host_key, now_ms)
         self._listen_to_queue(now_ms)
         if now_ms - self._overflowed_ms >= OVERFLOW_EVERY_MS:
             self._overflowed_ms = now_ms
@@ -131,7 +150,7 @@ class DeliveryWorker:
     def _start_transfers(self, now_ms: int) -> None:
         server_ms = self._clock.now_ms()
         while self._transfers.in_flight < self._in_flight_limit:
-            taken = self._lanes.take()
+            taken = self._lanes.take(now_ms)
             if taken is None:
                 return
             self._start(taken[0], taken[1], server_ms, now_ms)
@@ -152,7 +171,7 @@ class DeliveryWorker:
             if isinstance(found, Failed):
                 error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
                 self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
-                self._lanes.done(host_key, now_ms)
+                self._lanes.done(host_key, now_ms, failed=not found.is_blocked)
                 return
             resolve = found.resolve
         profile = endpoint.constant_profile or endpoint.profile(rendered)

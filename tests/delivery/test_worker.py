@@ -4,7 +4,9 @@
 import json
 import os
 import resource
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 from postbackd.settings_loader import load
 from postbackd.worker_pool import Slot, SlotContext
 from tests.support.daemon import Sink, free_port, read_json_lines, running_sink
+from tests.support.raw_server import raw_server, read_request
 
 KEYS = Keys("pb")
 WORKER = "n.0.aaaa"
@@ -281,6 +284,40 @@ def test_flood_for_one_host_is_parked_and_another_host_is_served(bench: Bench, s
         due = {due_ms for _, due_ms in bench.later()}
         assert len(due) > 500, "they do not all come back at one instant"
         assert all(decode_item(item).attempts == [] for item, _ in bench.later()), "parking uses up no attempt"
+
+
+def test_failing_host_is_left_alone_and_costs_no_attempts(
+    bench: Bench, sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its breaker opens; what waits for it is parked as it was, and another host is served."""
+    dead = bench.endpoint(f"http://127.0.0.1:{free_port()}/")
+    for number in range(100):
+        bench.enqueue(dead, {}, number)
+    bench.run_until(lambda: "breaker_opened" in capsys.readouterr().err, "the breaker opens")
+    tried = len(bench.log())
+    for number in range(200, 230):
+        bench.enqueue(dead, {}, number)
+    well = bench.endpoint(sink.url + "/well")
+    bench.enqueue(well, {}, 999)
+    bench.run_until(lambda: any(line["outcome"] == "delivered" for line in bench.log()), "the other host is served")
+    bench.run_until(lambda: bench.server.zcard(KEYS.later) == 130, "all of the dead host's wait")
+    assert len(bench.log()) == tried + 1
+    attempts = Counter(len(decode_item(item).attempts) for item in bench.server.zrange(KEYS.later, 0, -1))
+    assert attempts == {1: tried, 0: 130 - tried}
+
+
+def test_host_pauses_when_it_says_so(bench: Bench) -> None:
+    def ask(client: socket.socket) -> None:
+        read_request(client)
+        client.sendall(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n")
+
+    with raw_server(ask) as port:
+        endpoint = bench.endpoint(f"http://127.0.0.1:{port}/")
+        bench.enqueue(endpoint, {}, 1)
+        bench.run_until(lambda: len(bench.log()) == 1, "it is told to wait")
+        bench.enqueue(endpoint, {}, 2)
+        bench.run_until(lambda: bench.server.zcard(KEYS.later) == 2, "the next is parked")
+    assert len(bench.log()) == 1, "without an attempt"
 
 
 def test_1500_slow_transfers_are_in_flight_in_one_worker(server: redis.Redis, url: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Lanes with an invented clock: turns, limits, shares and the virtual clock of parked postbacks."""
 
+from postbackd.delivery.breaker import FIRST_OPEN_MS
 from postbackd.delivery.lanes import (
     IDLE_LANE_MS,
     PARK_MAX_BUSY_MS,
@@ -9,24 +10,25 @@ from postbackd.delivery.lanes import (
     PARK_WINDOW_MS,
     RATE_WINDOW_MS,
     SWEEP_EVERY_MS,
+    Bounds,
     Lanes,
 )
 
 NOW_MS = 1_000_000
 
 
-def lanes(limit: int = 2) -> Lanes[str]:
-    return Lanes(lambda _host: limit)
+def lanes(limit: int = 2, rate_per_s: float | None = None, burst: float = 1.0) -> Lanes[str]:
+    return Lanes(lambda _host: Bounds(limit, rate_per_s, burst))
 
 
-def fill(subject: Lanes[str], host: str, count: int) -> None:
+def fill(subject: Lanes[str], host: str, count: int, now_ms: int = NOW_MS) -> None:
     for number in range(count):
-        subject.add(host, f"{host}{number}", NOW_MS)
+        subject.add(host, f"{host}{number}", now_ms)
 
 
-def take_all(subject: Lanes[str]) -> list[str]:
+def take_all(subject: Lanes[str], now_ms: int = NOW_MS) -> list[str]:
     taken = []
-    while (pair := subject.take()) is not None:
+    while (pair := subject.take(now_ms)) is not None:
         taken.append(pair[1])
     return taken
 
@@ -84,7 +86,7 @@ def test_fast_host_keeps_what_it_completes_in_the_bound() -> None:
     subject = lanes(limit=32)
     fill(subject, "fast", 600)
     for _ in range(200):  # 200 in 100 ms: 2,000/s, so 500 may wait
-        assert subject.take() is not None
+        assert subject.take(NOW_MS) is not None
         subject.done("fast", NOW_MS + 50)
     assert list(subject.overflow(NOW_MS + RATE_WINDOW_MS)) == []
     assert subject.waiting == 400
@@ -140,3 +142,83 @@ def test_dropping_waiting_leaves_what_is_in_flight() -> None:
     assert subject.waiting == 0
     subject.done("a", NOW_MS)
     assert take_all(subject) == []
+
+
+# Shut lanes
+
+
+def fail_all(subject: Lanes[str], host: str, count: int, now_ms: int) -> None:
+    fill(subject, host, count)
+    for _ in take_all(subject, now_ms):
+        subject.done(host, now_ms, failed=True)
+    list(subject.overflow(now_ms + RATE_WINDOW_MS))
+
+
+def test_failing_host_is_tried_by_one_probe_after_its_time_and_nobody_else_is_touched() -> None:
+    subject = lanes(limit=100)
+    fail_all(subject, "dead", 30, NOW_MS)
+    fill(subject, "dead", 5)
+    fill(subject, "well", 2)
+    assert take_all(subject, NOW_MS + 200) == ["well0", "well1"]
+    delays = [delay for _name, delay in subject.overflow(NOW_MS + 2 * RATE_WINDOW_MS)]
+    assert len(delays) == 5 and min(delays) > FIRST_OPEN_MS - 1000, "parked until the breaker lets a probe through"
+    later_ms = NOW_MS + FIRST_OPEN_MS + 1000
+    fill(subject, "dead", 3, later_ms)
+    assert take_all(subject, later_ms) == ["dead0"], "one probe"
+    assert len(list(subject.overflow(later_ms))) == 2
+    subject.done("dead", later_ms)
+    list(subject.overflow(later_ms + RATE_WINDOW_MS))
+    fill(subject, "dead", 3, later_ms + RATE_WINDOW_MS)
+    assert len(take_all(subject, later_ms + RATE_WINDOW_MS)) == 3, "closed: the probe did not fail"
+
+
+def test_failed_probe_opens_twice_as_long() -> None:
+    subject = lanes(limit=100)
+    fail_all(subject, "dead", 30, NOW_MS)
+    probed_ms = NOW_MS + FIRST_OPEN_MS + 1000
+    fill(subject, "dead", 1, probed_ms)
+    assert take_all(subject, probed_ms) == ["dead0"]
+    subject.done("dead", probed_ms, failed=True)
+    list(subject.overflow(probed_ms + RATE_WINDOW_MS))
+    fill(subject, "dead", 1)
+    assert take_all(subject, probed_ms + 2 * FIRST_OPEN_MS - 1000) == []
+    fill(subject, "dead", 1, probed_ms + 2 * FIRST_OPEN_MS + 1000)
+    assert take_all(subject, probed_ms + 2 * FIRST_OPEN_MS + 1000) == ["dead0"]
+
+
+def test_host_that_asks_for_a_pause_gets_it_and_no_more_than_a_minute() -> None:
+    subject = lanes(limit=10)
+    fill(subject, "busy", 1)
+    take_all(subject)
+    subject.done("busy", NOW_MS, failed=True)
+    subject.pause("busy", 3_600_000, NOW_MS)
+    fill(subject, "busy", 4)
+    assert take_all(subject, NOW_MS + 59_000) == []
+    delays = [delay for _name, delay in subject.overflow(NOW_MS + 1000)]
+    assert len(delays) == 4 and min(delays) > 58_000 and len(set(delays)) == 4
+    fill(subject, "busy", 1)
+    list(subject.overflow(NOW_MS + 60_000))
+    assert take_all(subject, NOW_MS + 60_000) == ["busy0"]
+
+
+def test_configured_rate_is_kept_with_its_burst() -> None:
+    subject = lanes(limit=100, rate_per_s=10, burst=3)
+    fill(subject, "paced", 5)
+    assert take_all(subject) == ["paced0", "paced1", "paced2"], "the burst"
+    started = []
+    for now_ms in range(NOW_MS, NOW_MS + 1000, 20):
+        parked = [name for name, _delay in subject.overflow(now_ms)]
+        assert all(name != "paced3" for name in parked), "the oldest stays"
+        started += take_all(subject, now_ms)
+        if not subject.waiting:
+            fill(subject, "paced", 1)
+    assert 9 <= len(started) <= 10, started
+
+
+def test_parked_ones_of_a_paced_host_come_back_at_its_rate() -> None:
+    subject = lanes(limit=100, rate_per_s=10)
+    fill(subject, "paced", 103)
+    take_all(subject)
+    delays = sorted(delay for _name, delay in subject.overflow(NOW_MS + RATE_WINDOW_MS))
+    assert len(delays) == 100
+    assert 9_800 <= delays[-1] - delays[0] <= 10_000

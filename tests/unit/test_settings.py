@@ -48,7 +48,7 @@ def test_later_source_wins(tmp_path: Path) -> None:
         ("retry.schedule=[]", ["retry.schedule"]),
         ('ingest.paths=["x"]', ["ingest.paths", "'x'"]),
         ("port", ["section.key=value"]),
-        ('hosts."a".rate=1', ["rate", "per_host"]),
+        ('hosts."a".speed=1', ["rate", "per_host"]),
         ("data_dir=", ["data_dir"]),
     ],
 )
