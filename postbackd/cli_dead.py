@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""`postbackd dead list | show | replay | purge`: their options; parses, calls, nothing else."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from postbackd.cli_options import config_option, load_settings, set_option
+from postbackd.errors import ConfigError
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: list, show, replay, purge."""
+
+
+def _dead_filter(command: Any) -> Any:
+    """The options that say which dead letters are meant."""
+    for option in (
+        click.option("--host", help="Only those for this host, with its port where it is not the default."),
+        click.option("--endpoint", metavar="HEX", help="Only those of this endpoint (16 hex digits)."),
+        click.option("--reason", help="Only those that died of this, as attempts_exhausted."),
+        click.option("--id", "postback_id", metavar="ID", help="Only this one."),
+        click.option("--since", metavar="TIME", help="Only those that died since: 30m, 2h, 3d, or an ISO time."),
+        click.option("--until", metavar="TIME", help="Only those that died before."),
+        config_option,
+        set_option,
+    ):
+        command = option(command)
+    return command
+
+
+_overflow_option = click.option("--overflow", is_flag=True, help="Those that the cap moved to dead-overflow.jsonl.")
+
+
+def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = False) -> Any:
+    from postbackd.queue.dead_letters import DeadLetters
+    from postbackd.queue.dead_overflow import NAME, OverflowLetters
+    from postbackd.queue.embedded import running_url
+
+    settings = load_settings(config, overrides)
+    url = running_url(settings.queue, settings.data_dir)
+    if overflow:
+        return OverflowLetters(Path(settings.data_dir) / NAME, url, settings.queue.prefix)
+    return DeadLetters(url, settings.queue.prefix)
+
+
+def _filter(options: dict[str, Any], needs_one: bool = False) -> Any:
+    from postbackd.queue.dead_letters import Filter
+    from postbackd.tools.dead import parse_time_ms
+
+    if needs_one and not options.pop("all") and not any(options.values()):
+        raise ConfigError("name which ones (--host, --endpoint, --reason, --id, --since, --until), or say --all")
+    now_s = time.time()
+    since, until = options.pop("since"), options.pop("until")
+    return Filter(
+        **options,
+        since_ms=None if since is None else parse_time_ms("--since", since, now_s),
+        until_ms=None if until is None else parse_time_ms("--until", until, now_s),
+    )
+
+
+@dead.command(name="list")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_overflow_option
+@_dead_filter
+def dead_list(
+    limit: int, as_json: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
+) -> None:
+    """List them, oldest first."""
+    from postbackd.tools.dead import list_letters
+
+    sys.exit(list_letters(_open_dead(config, overrides, overflow), _filter(options), limit, as_json))
+
+
+@dead.command(name="show")
+@click.argument("postback_id", metavar="ID")
+@_overflow_option
+@config_option
+@set_option
+def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Show all that is known of one: its attempts, its endpoint, its last answer."""
+    from postbackd.tools.dead import show_letter
+
+    sys.exit(show_letter(_open_dead(config, overrides, overflow), postback_id))
+
+
+@dead.command(name="replay")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--all", is_flag=True, help="All of them, without a filter.")
+@_overflow_option
+@_dead_filter
+def dead_replay(
+    rate: float | None, dry_run: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
+) -> None:
+    """Give them back to the queue: attempts and expiry count anew."""
+    from postbackd.tools.dead import replay_letters
+
+    wanted = _filter(options, needs_one=True)
+    sys.exit(replay_letters(_open_dead(config, overrides, overflow), wanted, rate, dry_run))
+
+
+@dead.command(name="purge")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--all", is_flag=True, help="All of them, without a filter.")
+@_dead_filter
+def dead_purge(dry_run: bool, config: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+    """Delete them for ever."""
+    from postbackd.tools.dead import purge_letters
+
+    sys.exit(purge_letters(_open_dead(config, overrides), _filter(options, needs_one=True), dry_run))

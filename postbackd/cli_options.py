@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""What the commands share: how the configuration is named and loaded, and how an expected failure ends."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from postbackd.errors import ExitCode, PostbackdError
+from postbackd.settings import Settings
+
+
+class Commands(click.Group):
+    """Ends every command that fails as expected with one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PostbackdError as error:
+            click.echo(f"postbackd: {error}", err=True)
+            usage = error.exit_code == ExitCode.USAGE
+            ctx.exit(ExitCode.USAGE if usage else ExitCode.FAILED)
+        except BrokenPipeError:  # `postbackd config | head`
+            sys.stderr.close()
+            ctx.exit(ExitCode.FAILED)
+
+
+def load_settings(config: str | None, overrides: tuple[str, ...]) -> Settings:
+    """The settings, with what only the parts that use them can judge; raises ConfigError."""
+    from postbackd.delivery.egress import Policy
+    from postbackd.delivery.schedule import retried_statuses
+    from postbackd.queue.durability import Durability
+    from postbackd.senders import Senders
+    from postbackd.settings_loader import load
+
+    settings = load(config, os.environ, overrides)
+    Policy(settings.security.allow_networks, settings.security.deny_networks)
+    retried_statuses(settings.retry.statuses)
+    Durability(settings.queue)
+    Senders(settings.ingest.tokens)
+    return settings
+
+
+config_option = click.option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
+)
+
+existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
