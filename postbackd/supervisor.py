@@ -16,25 +16,25 @@ import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from postbackd import oplog, systemd
+from postbackd.child_lines import ChildLines
 from postbackd.data_dir import DataDir, ProcessRow
-from postbackd.errors import BootError, ExitCode
+from postbackd.errors import ExitCode
 from postbackd.limits import raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
+from postbackd.queue_minder import QueueMinder
 from postbackd.scoreboard import Scoreboard, monotonic_ms
 from postbackd.server.listener import open_listener
 from postbackd.settings import Settings
 from postbackd.start_message import start_message
-from postbackd.worker_pool import Backoff, SlotContext, WorkerPool, describe_exit, node_name
+from postbackd.worker_pool import SlotContext, WorkerPool, node_name
 
 LONGEST_WAIT_MS = 1_000  # a turn a second: heartbeats, back-off, deadlines
 KILL_MARGIN_MS = 5_000  # workers keep the drain's limit themselves, then settle and leave; this is the net
 FAILED_BOOT_MS = 5_000  # for the others to end when one worker could not start at all
-QUEUE_STOP_S = 30.0
 SLOW_START_MS = 15_000
 START_LOOK_MS = 20  # between looks while the workers start: whoever waits for "ready" is told at once
 
@@ -65,16 +65,11 @@ class Supervisor:
         self._roles = roles
         self._mains = mains
         self._data_dir = DataDir(settings.data_dir)
-        self._queue_server: EmbeddedServer | None = None
-        self._queue_is_up = False
-        self._queue_backoff = Backoff()
-        self._queue_started_ms = 0
-        self._queue_due_ms: int | None = None
+        self._queue: QueueMinder | None = None
         self._listener: socket.socket | None = None
         self._pools: list[WorkerPool] = []  # in the order in which they are stopped
         self._signals_out, self._signals_in = socket.socketpair()
-        self._lines_out, self._lines_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._lines_seen: set[bytes] = set()
+        self._lines = ChildLines()
         self._started_ms = 0
         self._was_ready = False
         self._was_slow = False
@@ -111,7 +106,7 @@ class Supervisor:
         self._data_dir.open()
         if "ingest" in self._roles:
             self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
-        url = self._settings.queue.url or self._start_queue_server()
+        url = self._settings.queue.url or self._start_queue()
         self._make_pools(url)
         self._listen_for_signals()
         gc.collect()
@@ -120,13 +115,9 @@ class Supervisor:
         for pool in self._pools:
             pool.start(self._started_ms)
 
-    def _start_queue_server(self) -> str:
-        self._queue_server = EmbeddedServer(self._settings.queue, self._data_dir.path)
-        self._queue_started_ms = monotonic_ms()
-        url = self._queue_server.start()
-        self._queue_is_up = True
-        oplog.info("queue_started", queue_pid=self._queue_server.pid)
-        return url
+    def _start_queue(self) -> str:
+        self._queue = QueueMinder(EmbeddedServer(self._settings.queue, self._data_dir.path))
+        return self._queue.start()
 
     def _make_pools(self, url: str) -> None:
         settings, mains, listener = self._settings, self._mains, self._listener
@@ -139,7 +130,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             self._signals_in.close()
             self._signals_out.close()
-            os.close(self._lines_out)
+            self._lines.close_reader()
 
         def close_all() -> None:
             close_all_but_listener()
@@ -155,7 +146,7 @@ class Supervisor:
                 first_number=deliver_count,
                 node=node,
                 in_child=close_all_but_listener,
-                report=self._send_line,
+                report=self._lines.send,
             )
             self._pools.append(pool)
         if deliver_count:
@@ -167,7 +158,7 @@ class Supervisor:
                 node=node,
                 owns_leases=True,
                 in_child=close_all,
-                report=self._send_line,
+                report=self._lines.send,
             )
             self._pools.append(pool)
 
@@ -200,7 +191,7 @@ class Supervisor:
         if not self._was_ready and now_ms - self._started_ms < SLOW_START_MS:
             return START_LOOK_MS
         due_ms = [pool.next_due_ms() for pool in self._pools]
-        due_ms += [self._queue_due_ms, self._watchdog_due_ms if self._watchdog_ms else None]
+        due_ms += [self._queue.due_ms if self._queue else None, self._watchdog_due_ms if self._watchdog_ms else None]
         return max(0, min([now_ms + LONGEST_WAIT_MS, *(due for due in due_ms if due is not None)]) - now_ms)
 
     def handle_stop(self, signum: signal.Signals) -> None:
@@ -224,7 +215,8 @@ class Supervisor:
     def _turn(self, now_ms: int) -> None:
         for pool in self._pools:
             pool.turn(now_ms)
-        self._restart_queue_server(now_ms)
+        if self._queue:
+            self._queue.turn(now_ms)
         if self._is_stopping:
             self._drain_on(now_ms)
         self._data_dir.write_processes(self._processes())
@@ -236,8 +228,8 @@ class Supervisor:
 
     def _processes(self) -> list[ProcessRow]:
         rows = [ProcessRow(role="supervisor", pid=os.getpid(), slot=None)]
-        if self._queue_server and self._queue_server.pid and self._queue_is_up:
-            rows.append(ProcessRow(role="queue", pid=self._queue_server.pid, slot=None))
+        if self._queue and self._queue.pid:
+            rows.append(ProcessRow(role="queue", pid=self._queue.pid, slot=None))
         for pool in self._pools:
             rows += [ProcessRow(role=slot.role, pid=pid, slot=slot.index) for pid, slot in pool.running()]
         return rows
@@ -253,8 +245,8 @@ class Supervisor:
                 return
             if ended is None:
                 return
-            if self._queue_server and self._queue_is_up and ended.si_pid == self._queue_server.pid:
-                self._note_queue_death(self._queue_server, ended)
+            if self._queue and ended.si_pid == self._queue.pid:
+                self._queue.died(ended)
                 continue
             # Neither ours nor the queue's: an orphan, when we run as process 1 of a container.
             pid, status = os.waitpid(ended.si_pid, 0)
@@ -265,7 +257,7 @@ class Supervisor:
         death = next((death for death in deaths if death), None)
         if death is None or death.exit_code != ExitCode.BOOT_FAILURE:
             return
-        self._print_lines()
+        self._lines.print_new()
         if not self._was_ready and not self._is_stopping:
             # The others would fail alike, and a service that cannot start has to say so. Later the same is a death
             # like others, with its back-off: the workers that run are worth more than none.
@@ -273,49 +265,6 @@ class Supervisor:
             self._exit_code = ExitCode.FAILED
             self._drain_limit_ms = FAILED_BOOT_MS
             self._start_drain()
-
-    def _send_line(self, line: str) -> None:
-        """In a child: all workers of a role tend to fail alike, so the supervisor prints each line once."""
-        os.write(self._lines_in, line.encode().replace(b"\n", b" ") + b"\n")
-
-    def _print_lines(self) -> None:
-        try:
-            lines = os.read(self._lines_out, 65536).splitlines()
-        except BlockingIOError:
-            return
-        for line in lines:
-            if line not in self._lines_seen:
-                self._lines_seen.add(line)
-                print(line.decode(errors="replace"), file=sys.stderr, flush=True)
-
-    def _note_queue_death(self, server: EmbeddedServer, ended: os.waitid_result) -> None:
-        now_ms = monotonic_ms()
-        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        delay_ms = self._queue_backoff.delay_ms(now_ms - self._queue_started_ms, now_ms)
-        oplog.error("queue_died", how=describe_exit(code), restart_in=f"{delay_ms / 1000:g}s")
-        server.stop(0)  # takes its exit status
-        self._queue_is_up = False
-        self._queue_due_ms = now_ms + delay_ms
-
-    def _restart_queue_server(self, now_ms: int) -> None:
-        """Workers reconnect by themselves; until then ingest answers 503 and deliveries wait to be settled.
-
-        During the drain too: what is delivered then has still to be settled.
-        """
-        if self._queue_due_ms is None or now_ms < self._queue_due_ms or self._queue_server is None:
-            return
-        self._queue_due_ms = None
-        self._queue_started_ms = now_ms
-        try:
-            self._queue_server.start()
-        except BootError as error:
-            after_ms = monotonic_ms()
-            delay_ms = self._queue_backoff.delay_ms(0, after_ms)
-            self._queue_due_ms = after_ms + delay_ms
-            oplog.error("queue_start_failed", error=error, again_in=f"{delay_ms / 1000:g}s")
-        else:
-            self._queue_is_up = True
-            oplog.info("queue_started", queue_pid=self._queue_server.pid)
 
     # Ready
 
@@ -376,9 +325,8 @@ class Supervisor:
                 os.waitpid(pid, 0)
         if self._listener:
             self._listener.close()
-        if self._queue_server:
-            self._queue_server.stop(QUEUE_STOP_S)
-            oplog.info("queue_stopped")
+        if self._queue:
+            self._queue.stop()
         self._data_dir.close()
         if self._started_ms:
             oplog.info("stopped")

@@ -10,8 +10,6 @@ A pool does not wait for its children (the supervisor reaps them all in one plac
 no connection. Signals, back-off and heartbeats are explained where they are handled, below.
 """
 
-import ctypes
-import faulthandler
 import os
 import re
 import secrets
@@ -19,29 +17,21 @@ import signal
 import socket
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from postbackd import oplog
+from postbackd.backoff import Backoff
 from postbackd.errors import ExitCode, LeaseLostError, PostbackdError
+from postbackd.forked import describe_exit, die_with, name_process, shed_supervisor
 from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 
 STUCK_MS = 60_000  # a loop that has not beaten this long is stuck: killed and replaced
 PAUSE_MS = 5_000  # the supervisor's own turns come each second: a longer gap means that it was stopped itself
-QUICK_DEATH_MS = 10_000  # who lives shorter did not get to work
-FIRST_DELAY_MS = 1_000
-LONGEST_DELAY_MS = 30_000
-RESTARTS_PER_MINUTE = 10  # of one slot, whatever the reasons
-MINUTE_MS = 60_000
+FORK_AGAIN_MS = 1_000  # after the machine had no room for a process
 NODE_LENGTH = 40  # keeps a worker's name within the scoreboard's ring
-COMM_LENGTH = 15  # of a process name in Linux
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def node_name(hostname: str | None = None) -> str:
@@ -103,31 +93,6 @@ def _without_arguments(handler: Callable[[], None]) -> Callable[[int, FrameType 
 
 
 WorkerMain = Callable[[SlotContext], int]
-
-
-class Backoff:
-    """How long a slot stays empty after a death. Pure: the times are passed in."""
-
-    def __init__(self) -> None:
-        self.quick_deaths = 0
-        self._deaths_ms: deque[int] = deque(maxlen=RESTARTS_PER_MINUTE)
-
-    def delay_ms(self, lived_ms: int, now_ms: int, *, excused: bool = False) -> int:
-        """0 for the first quick death and for who got to work, then 1, 2, 4 … 30 s; never above 10 a minute.
-
-        An excused death (a lost lease) is no sign of a fault, so only the limit per minute holds it back.
-        """
-        if lived_ms >= QUICK_DEATH_MS or excused:
-            self.quick_deaths = 0
-        else:
-            self.quick_deaths += 1
-        delay_ms = 0
-        if self.quick_deaths > 1:
-            delay_ms = min(FIRST_DELAY_MS << min(self.quick_deaths - 2, 10), LONGEST_DELAY_MS)
-        if len(self._deaths_ms) == RESTARTS_PER_MINUTE:
-            delay_ms = max(delay_ms, self._deaths_ms[0] + MINUTE_MS - now_ms)
-        self._deaths_ms.append(now_ms)
-        return delay_ms
 
 
 class Death(NamedTuple):
@@ -280,7 +245,7 @@ class WorkerPool:
             if pid == 0:
                 self._be_the_child(place, parent_pid)
         except OSError as error:  # EAGAIN, ENOMEM: the machine is full just now
-            place.due_ms = now_ms + FIRST_DELAY_MS
+            place.due_ms = now_ms + FORK_AGAIN_MS
             oplog.error("fork_failed", role=slot.role, slot=slot.index, error=error.strerror)
             return
         finally:
@@ -294,10 +259,10 @@ class WorkerPool:
         and closing libcurl's multi can block for seconds (DESIGN 7)."""
         code: int = ExitCode.FAILED
         try:
-            _die_with(parent_pid)
-            _name_process(f"pb-{place.slot.role}-{place.slot.index}")
+            die_with(parent_pid)
+            name_process(f"pb-{place.slot.role}-{place.slot.index}")
             self._in_child()
-            _shed_supervisor()
+            shed_supervisor()
             code = self._main(SlotContext(place.slot, place.worker, self._scoreboard))
         except PostbackdError as error:
             self._report(f"postbackd: {error}")
@@ -310,38 +275,6 @@ class WorkerPool:
                 sys.stderr.flush()
             finally:
                 os._exit(code)
-
-
-def _die_with(parent_pid: int) -> None:
-    """SIGKILL when the supervisor dies, however it dies: a worker alone would serve an old configuration for ever.
-
-    The kernel ties this to the parent's thread that forked, hence only the main thread forks.
-    """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the line above
-        os._exit(ExitCode.FAILED)
-
-
-def _name_process(name: str) -> None:
-    """What ps -o comm and top show."""
-    _libc.prctl(_PR_SET_NAME, name[:COMM_LENGTH].encode(), 0, 0, 0)
-
-
-def _shed_supervisor() -> None:
-    """Drop what a child inherits and must not have."""
-    # A group of its own: ^C in a terminal goes to the whole foreground group, and a bjoern that gets SIGINT
-    # without the drain's other half never ends. The supervisor alone hears it and tells us.
-    os.setpgid(0, 0)
-    for signum in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(signum, signal.SIG_DFL)
-    # SIGTTOU: the group is now a background one, and `stty tostop` would stop it at its first log line.
-    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTTOU):
-        signal.signal(signum, signal.SIG_IGN)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    # The random module reseeds itself in a forked child; anything else random here comes from the kernel.
-    faulthandler.enable(2)  # bjoern and pycurl are C: a crash should leave more than "killed by SIGSEGV"
 
 
 def _log_death(death: Death, lived_ms: int, restart_in_ms: int | None) -> None:
@@ -357,16 +290,3 @@ def _log_death(death: Death, lived_ms: int, restart_in_ms: int | None) -> None:
         lived_s=round(lived_ms / 1000, 1),
         restart_in=restart,
     )
-
-
-def describe_exit(code: int) -> str:
-    """An exit code in words, negative ones being signals."""
-    if code < 0:
-        try:
-            return f"killed by {signal.Signals(-code).name}"
-        except ValueError:  # a real-time signal
-            return f"killed by signal {-code}"
-    try:
-        return f"exit {code} ({ExitCode(code).name.lower()})"
-    except ValueError:
-        return f"exit {code}"

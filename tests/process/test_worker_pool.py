@@ -14,14 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from postbackd.backoff import QUICK_DEATH_MS, Backoff
 from postbackd.errors import BootError, ExitCode, LeaseLostError
 from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 from postbackd.worker_pool import (
     NODE_LENGTH,
     PAUSE_MS,
-    QUICK_DEATH_MS,
     STUCK_MS,
-    Backoff,
     Death,
     SlotContext,
     WorkerPool,
