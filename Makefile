@@ -34,8 +34,9 @@ bench: setup ## measure ingest, delivery and the one-request loop, briefly (need
 chaos: setup ## fail everything at random for ten minutes under load, then audit every postback (CHAOS="--seed 7")
 	@.venv/bin/python -m bench.chaos $(CHAOS)
 
-config: setup ## write etc/postbackd.toml anew from the settings' declarations
+config: setup ## write etc/postbackd.toml and docs/configuration.md anew from the settings' declarations
 	@.venv/bin/postbackd config >etc/postbackd.toml
+	@.venv/bin/python -m postbackd.tools.settings_doc >docs/configuration.md
 
 clean: ## remove what setup and the tests made
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -201,6 +201,11 @@ def _declaration(section: str, field: msgspec.structs.FieldInfo) -> Declaration:
     return Declaration(section, field.name, field.type, default, text, **extra)
 
 
+def declarations_of(section: str, table: type[Section]) -> list[Declaration]:
+    """Every setting of one table."""
+    return [_declaration(section, field) for field in msgspec.structs.fields(table)]
+
+
 def declarations() -> list[Declaration]:
     """Every setting in the order of the file, [hosts."…"] left out since its names are the user's."""
     found = []
@@ -208,7 +213,7 @@ def declarations() -> list[Declaration]:
         if field.name == "hosts":
             continue
         if isinstance(field.type, type) and issubclass(field.type, Section):
-            found += [_declaration(field.name, inner) for inner in msgspec.structs.fields(field.type)]
+            found += declarations_of(field.name, field.type)
         else:
             found.append(_declaration("", field))
     return found

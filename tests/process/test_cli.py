@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from postbackd.settings import declarations
+from postbackd.tools.settings_doc import page
 from tests.support.daemon import POSTBACKD, STOP_BOUND_S, free_port, http, running_daemon, running_sink, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -116,6 +117,10 @@ def test_config_prints_every_setting_and_can_be_read_again(tmp_path: Path) -> No
 
 def test_example_file_is_current_and_dev_file_loads() -> None:
     assert (REPOSITORY / "etc" / "postbackd.toml").read_text() == postbackd("config").stdout
+
+
+def test_configuration_page_is_what_the_settings_declare() -> None:
+    assert (REPOSITORY / "docs" / "configuration.md").read_text() == page(), "run: make config"
     found = postbackd("config", "-c", str(REPOSITORY / "etc" / "dev.toml"))
     assert found.returncode == 0, found.stderr
 
