@@ -26,6 +26,15 @@ one. Durations are seconds and may have fractions; sizes are bytes.
 "Reload" tells whether a SIGHUP takes up a changed value; the others need a restart.
 """
 
+TABLE_HEAD = "| setting | default | meaning | unit | reload |\n|---|---|---|---|---|\n"
+HOSTS_INTRO = """
+## [hosts."api.partner.example"]
+
+What is different for one host. The key is the host as in the URL, in lower case, with `:port` where it is not the
+scheme's own.
+
+"""
+
 
 def page() -> str:
     """The whole page."""
@@ -34,15 +43,9 @@ def page() -> str:
     for declaration in declarations():
         if declaration.section != section:
             section = declaration.section
-            title = f"[{section}]" if section else "At the top"
-            parts.append(
-                f"\n## {title}\n\n{_about(section)}| setting | default | meaning | unit | reload |\n|---|---|---|---|---|\n"
-            )
+            parts += [f"\n## [{section}]\n\n" if section else "\n## At the top\n\n", _about(section), TABLE_HEAD]
         parts.append(_row(declaration))
-    parts.append(
-        '\n## [hosts."api.partner.example"]\n\nWhat is different for one host. The key is the host as in the URL, in lower '
-        "case, with `:port` where it is not the scheme's own.\n\n| setting | default | meaning | unit | reload |\n|---|---|---|---|---|\n"
-    )
+    parts += [HOSTS_INTRO, TABLE_HEAD]
     parts += [_row(declaration) for declaration in declarations_of("hosts", Host)]
     return "".join(parts)
 
