@@ -5,7 +5,8 @@ All workers of a role tend to fail alike, so the supervisor prints each line onc
 """
 
 import os
-import sys
+
+from postbackd import oplog
 
 
 class ChildLines:
@@ -33,7 +34,7 @@ class ChildLines:
         self._seen.update(new)
         texts = [line.decode(errors="replace") for line in new]
         for text in texts:
-            print(text, file=sys.stderr, flush=True)
+            oplog.message(text)
         return texts
 
     def forget(self) -> None:

@@ -119,10 +119,14 @@ class Template(Section, frozen=True, kw_only=True):
 
 
 class Log(Section, frozen=True, kw_only=True):
-    """The delivery log."""
+    """The delivery log, and the operational log on standard error."""
 
     path: Annotated[str, Meta(min_length=1), _meta("file of JSON lines, one an attempt")] = "var/deliveries.jsonl"
     body_bytes: Annotated[int, Meta(ge=0), _meta("logged of a response body", "bytes", reload=True)] = 4096
+    format: Annotated[Literal["plain", "json"], _meta("of the operational log", reload=True)] = "plain"
+    level: Annotated[Literal["info", "warning", "error"], _meta("lowest level in the operational log", reload=True)] = (
+        "info"
+    )
 
 
 class Admin(Section, frozen=True, kw_only=True):

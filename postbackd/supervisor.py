@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
-from postbackd import oplog, systemd
+from postbackd import __version__, oplog, systemd
 from postbackd.child_lines import ChildLines
 from postbackd.data_dir import DataDir, ProcessRow
 from postbackd.errors import ExitCode
@@ -83,6 +83,7 @@ class Supervisor:
         self._exit_code = ExitCode.OK
 
     def run(self) -> int:
+        oplog.configure(self._settings.log.format, self._settings.log.level)
         # Until the loop runs there is no request and no worker: a signal just ends the start.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -106,6 +107,7 @@ class Supervisor:
         self._data_dir.open()
         if "ingest" in self._roles:
             self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
+        oplog.info("starting", version=__version__, roles=",".join(sorted(self._roles)), data_dir=self._data_dir.path)
         url = self._settings.queue.url or self._start_queue()
         self._make_pools(url)
         self._listen_for_signals()
@@ -213,6 +215,7 @@ class Supervisor:
         oplog.warning("reload_not_supported_yet", hint="restart to take up a changed configuration")
 
     def _turn(self, now_ms: int) -> None:
+        oplog.say_repeats()
         for pool in self._pools:
             pool.turn(now_ms)
         if self._queue:
@@ -275,6 +278,7 @@ class Supervisor:
         if not waiting_for:
             self._was_ready = True
             systemd.notify("READY=1")
+            oplog.info("ready", after_s=(now_ms - self._started_ms) / 1000)
             self._announce()
         elif now_ms - self._started_ms > SLOW_START_MS and not self._was_slow:
             self._was_slow = True
@@ -329,4 +333,5 @@ class Supervisor:
             self._queue.stop()
         self._data_dir.close()
         if self._started_ms:
-            oplog.info("stopped")
+            oplog.info("stopped", exit_code=int(self._exit_code))
+        oplog.say_repeats(is_end=True)

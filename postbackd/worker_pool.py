@@ -16,7 +16,6 @@ import secrets
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -77,6 +76,7 @@ class SlotContext:
         From the loop itself, at least every 10 s, never from another thread: a stuck loop must look stuck.
         """
         self.cells[Cell.HEARTBEAT_MS] = monotonic_ms()
+        oplog.say_repeats()
 
     def handle_signals(self, handlers: Mapping[signal.Signals, Callable[[], None]]) -> None:
         """Install the handlers, then let signals in: a child starts with all of them blocked.
@@ -268,9 +268,10 @@ class WorkerPool:
             self._report(f"postbackd: {error}")
             code = ExitCode.LEASE_LOST if isinstance(error, LeaseLostError) else error.exit_code
         except BaseException:
-            traceback.print_exc()
+            oplog.crash()
         finally:
             try:
+                oplog.say_repeats(is_end=True)
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:

@@ -1,4 +1,18 @@
 # SPDX-License-Identifier: MIT
 """What pytest needs to know before it collects."""
 
+import hypothesis
+import pytest
+
+from postbackd import oplog
 from tests.support.servers import server, url  # noqa: F401 (fixtures)
+
+# A busy machine is no fault of the code: hypothesis fails an example that takes longer than 0.2 s.
+hypothesis.settings.register_profile("postbackd", deadline=None)
+hypothesis.settings.load_profile("postbackd")
+
+
+@pytest.fixture(autouse=True)
+def fresh_oplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing held back for what an earlier test of this process has said."""
+    monkeypatch.setattr(oplog, "_log", oplog._OpLog())

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from postbackd.codec import ErrorClass, Item, trail_attempt
+from postbackd import oplog
+from postbackd.codec import ErrorClass, Item, format_id, trail_attempt
 from postbackd.delivery.endpoints import Endpoint
 from postbackd.delivery.log import NULL, DeliveryLog, Formatter, TimeText
 from postbackd.delivery.outcome import RetryPolicy
@@ -121,6 +122,7 @@ class Recorder:
             self._cells[Cell.RETRIED] += 1
             self._lease.settle(Later(delivery.token, outcome.delay_ms, entry))
         else:
+            _say_dead(item.postback_id, rendered.host_key, outcome.reason, outcome.error, result.status)
             self._dead(delivery.token, entry, outcome.reason or "", line, item.endpoint_id)
 
     def gave_up(self, delivery: Delivery, reason: str, error: ErrorClass, detail: str, now_ms: int) -> None:
@@ -159,6 +161,8 @@ class Recorder:
         )
         self._add_line(line)
         entry = b"" if error is None else trail_attempt(now_ms, int(error))
+        host = None if endpoint is None else endpoint.host_json.decode().strip('"') or None
+        _say_dead(None if item is None else item.postback_id, host, reason, error, None)
         self._dead(token, entry, reason, line, None if item is None else item.endpoint_id)
 
     def park(self, token: int, delay_ms: int, entry: bytes = b"") -> None:
@@ -169,6 +173,20 @@ class Recorder:
     def _dead(self, token: int, entry: bytes, reason: str, line: bytes, endpoint_id: bytes | None) -> None:
         self._cells[Cell.DEAD] += 1
         self._lease.settle(Dead(token, entry, reason, line[:ANSWER_BYTES], endpoint_id))
+
+
+def _say_dead(
+    postback_id: int | None, host: str | None, reason: str | None, error: ErrorClass | None, status: int | None
+) -> None:
+    """One event each; the operational log holds back what repeats for the same host and reason."""
+    oplog.warning(
+        "dead_letter",
+        host=host or "unknown",
+        reason=reason,
+        error=None if error is None else error.name.lower(),
+        status=status,
+        id="unknown" if postback_id is None else format_id(postback_id),
+    )
 
 
 def _quoted(text: str) -> bytes:

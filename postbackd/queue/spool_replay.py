@@ -89,6 +89,7 @@ class SpoolReplay:
         self._generation = 0
         self._run_id = ""
         self._said: str | None = None  # the error last reported, None while Redis answers
+        self._was_in_use = False
         self._wake_up = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-replay", daemon=True)
@@ -124,6 +125,7 @@ class SpoolReplay:
             self._took_over_ms = now_ms
             for file in self._spool.take_over():
                 oplog.info("spool_taken_over", file=str(file.path), requests=file.count)
+        self._note_spool()
         if not (self._spool.pending() or self._main_link.away or self._numbers.is_due(now_ms)):
             return False
         self._link.come_back()
@@ -162,6 +164,14 @@ class SpoolReplay:
         if self._said != str(error):
             self._said = str(error)
             oplog.warning("redis_away", error=str(error), hint="requests are spooled and enqueued when it is back")
+
+    def _note_spool(self) -> None:
+        in_use = bool(self._spool.pending())
+        if in_use and not self._was_in_use:
+            oplog.warning("spool_in_use", bytes=self._spool.total_bytes(), hint="replayed when Redis takes it")
+        elif self._was_in_use and not in_use:
+            oplog.info("spool_emptied")
+        self._was_in_use = in_use
 
     # One file after the other
 

@@ -177,6 +177,8 @@ def test_stopped_queue_server_is_bridged_by_the_spool(tmp_path: Path) -> None:
         assert load.refused == 0
         assert sum(counts.values()) - len(counts) <= 2 * 5, "a request per ingest process may be enqueued twice"
         wait_until(lambda: not list((daemon.data_dir / "spool").glob("*.spool")), "the spool is empty")
+        wait_until(lambda: " spool_emptied" in daemon.output.read_text(), "so it is said")
+        assert " spool_in_use " in daemon.output.read_text()
         assert "Traceback" not in daemon.output.read_text()
 
 

@@ -155,6 +155,8 @@ def test_refused_status_is_dead_at_once(daemon: Daemon, tmp_path: Path) -> None:
         [postback_id] = deliver(daemon, {"endpoint": {"method": "GET", "url": refusing.url + "/"}, "data": [{}]})
     [line] = lines_of(daemon, postback_id)
     assert (line["outcome"], line["reason"]) == ("dead", "refused_status")
+    said = f"reason=refused_status error=http_4xx status=404 id={postback_id}"
+    wait_until(lambda: said in daemon.output.read_text(), "the operational log says so")
     assert (line["response_code"], line["error"]) == (404, "http_4xx")
 
 

@@ -2,6 +2,7 @@
 """The real supervisor in a process of its own, with small workers: start, replace, drain, leave nothing behind."""
 
 import http.client
+import json
 import os
 import resource
 import signal
@@ -347,3 +348,29 @@ def test_delivery_workers_do_not_keep_the_ingest_port_open(start) -> None:
 def _listening_fd(daemon: SmallDaemon) -> int:
     [listening] = [c for c in psutil.Process(daemon.process.pid).net_connections() if c.status == psutil.CONN_LISTEN]
     return listening.fd
+
+
+def test_operational_log_is_json_where_asked(start) -> None:
+    daemon = start("log.format=json", "log.level=info").wait_until_ready()
+    os.kill(daemon.pids("deliver")[0], signal.SIGKILL)
+    wait_until(lambda: "worker_died" in daemon.errors.read_text(), "the death is said")
+    assert daemon.end() == 0
+    lines = [json.loads(line) for line in daemon.errors.read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    assert events[0] == "starting" and events[-1] == "stopped" and {"ready", "worker_started"} <= set(events)
+    [death] = [line for line in lines if line["event"] == "worker_died"]
+    assert (death["level"], death["role"], death["slot"], death["how"]) == (
+        "warning",
+        "deliver",
+        0,
+        "killed by SIGKILL",
+    )
+
+
+def test_boot_failure_is_json_too(start, tmp_path: Path) -> None:
+    (tmp_path / "fail_boot").touch()
+    daemon = start("log.format=json")
+    assert daemon.process.wait(BOUND_S) == 1
+    lines = [json.loads(line) for line in daemon.errors.read_text().splitlines()]
+    [text] = [line["text"] for line in lines if line["event"] == "message"]
+    assert "cannot write the log" in text
