@@ -15,6 +15,7 @@ from postbackd.clock import Clock
 from postbackd.delivery.curl_options import CurlOptions
 from postbackd.delivery.egress import Policy
 from postbackd.delivery.endpoints import Endpoints
+from postbackd.delivery.host_report import HostReport
 from postbackd.delivery.intake import Intake
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Names
@@ -24,6 +25,7 @@ from postbackd.delivery.resolver import Resolver
 from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
+from postbackd.host_board import HostBoard
 from postbackd.ingest import IngestDoor, create_app
 from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
@@ -185,13 +187,13 @@ class _Deaths:
         return names
 
 
-def deliver_main(context: SlotContext, settings: Settings, url: str) -> int:
+def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: HostBoard) -> int:
     """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest."""
     flags = _Flags()
     context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
-    worker = _delivery_worker(context, settings, url, log, flags.fileno())
+    worker = _delivery_worker(context, settings, url, log, flags.fileno(), hosts)
     if context.index == 0:
         DeadKeeper(url, Keys(settings.queue.prefix), Path(settings.data_dir), settings.dead).start()
     try:
@@ -216,7 +218,7 @@ def _drain_deadline_ms(settings: Settings) -> int:
 
 
 def _delivery_worker(
-    context: SlotContext, settings: Settings, url: str, log: DeliveryLog, wake_up: int
+    context: SlotContext, settings: Settings, url: str, log: DeliveryLog, wake_up: int, hosts: HostBoard
 ) -> DeliveryWorker:
     clock = Clock()
     keys = Keys(settings.queue.prefix)
@@ -243,4 +245,5 @@ def _delivery_worker(
         recorder,
         Intake(lease, recorder, Endpoints(settings), settings.retry.expires_after),
         _Deaths(context),
+        HostReport(hosts, context.index),
     )

@@ -23,6 +23,7 @@ from postbackd import __version__, oplog, systemd
 from postbackd.child_lines import ChildLines
 from postbackd.data_dir import DataDir, ProcessRow
 from postbackd.errors import ExitCode
+from postbackd.host_board import HostBoard
 from postbackd.limits import raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
 from postbackd.queue_minder import QueueMinder
@@ -39,7 +40,7 @@ SLOW_START_MS = 15_000
 START_LOOK_MS = 20  # between looks while the workers start: whoever waits for "ready" is told at once
 
 IngestMain = Callable[[SlotContext, Settings, socket.socket, str], int]
-DeliverMain = Callable[[SlotContext, Settings, str], int]
+DeliverMain = Callable[[SlotContext, Settings, str, HostBoard], int]
 
 
 class Mains(NamedTuple):
@@ -126,6 +127,7 @@ class Supervisor:
         ingest_count = worker_count(settings.ingest.workers, per_core=4) if listener else 0
         deliver_count = worker_count(settings.delivery.workers, per_core=1) if "deliver" in self._roles else 0
         scoreboard = Scoreboard(ingest_count + deliver_count)
+        hosts = HostBoard(deliver_count)
         node = node_name()
 
         def close_all_but_listener() -> None:
@@ -155,7 +157,7 @@ class Supervisor:
             pool = WorkerPool(
                 "deliver",
                 deliver_count,
-                lambda context: mains.deliver(context, settings, url),
+                lambda context: mains.deliver(context, settings, url, hosts),
                 scoreboard,
                 node=node,
                 owns_leases=True,

@@ -20,7 +20,9 @@ PURE = [
     "idempotency",
     "delivery.outcome",
     "delivery.schedule",
+    "delivery.lane",
     "delivery.lanes",
+    "delivery.breaker",
     "delivery.egress",
     "delivery.pace",
 ]

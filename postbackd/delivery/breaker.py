@@ -7,10 +7,13 @@ half open ── the probe failed ──> open, twice as long as before, at most
           ── it did not ──> closed, with nothing remembered
 
 A failure is one of the host (no connection, time-out, 5xx), not an answer that refuses one postback (4xx).
+
+The workers of one machine share what they find (`adopt`): who opened it probes it, the others give that probe time.
 """
 
 from collections import deque
 from enum import IntEnum
+from typing import NamedTuple
 
 MIN_SAMPLES = 20
 FAILED_SHARE = 0.7
@@ -18,6 +21,8 @@ WINDOW_MS = 60_000
 BUCKET_MS = 5_000
 FIRST_OPEN_MS = 30_000
 LONGEST_OPEN_MS = 600_000
+PROBE_HEAD_START_MS = 2_000  # of the worker that opened it: the others come later, should it have nothing to probe with
+PROBE_TIME_MS = 15_000  # that a sibling's probe is waited for
 
 
 class State(IntEnum):
@@ -28,15 +33,27 @@ class State(IntEnum):
     OPEN = 2
 
 
+class Hint(NamedTuple):
+    """What a sibling says of a host: its breaker, and until when nothing starts there."""
+
+    state: State
+    until_ms: int
+    opened_ms: int
+    closed_ms: int
+    open_next_ms: int
+
+
 class Breaker:
     """What one worker knows of one host. Times are monotonic, in ms."""
 
-    __slots__ = ("_buckets", "_open_ms", "open_until_ms", "state")
+    __slots__ = ("_buckets", "closed_ms", "open_next_ms", "open_until_ms", "opened_ms", "state")
 
     def __init__(self) -> None:
         self.state = State.CLOSED
         self.open_until_ms = 0
-        self._open_ms = FIRST_OPEN_MS  # how long it opens the next time
+        self.open_next_ms = FIRST_OPEN_MS  # how long it opens the next time
+        self.opened_ms = 0  # when, at last; by our own samples or a sibling's
+        self.closed_ms = 0
         self._buckets: deque[tuple[int, int, int]] = deque()  # begin, attempts, failures
 
     def count(self, attempts: int, failures: int, now_ms: int) -> bool:
@@ -47,7 +64,7 @@ class Breaker:
             if failures:
                 self._open(now_ms)
                 return True
-            self._close()
+            self._close(now_ms)
             return False
         buckets = self._buckets
         if buckets and now_ms - buckets[-1][0] < BUCKET_MS:
@@ -70,13 +87,30 @@ class Breaker:
             return True
         return False
 
+    def adopt(self, sibling: "Hint", now_ms: int) -> None:
+        """Take over what another worker of this machine has found out since we did: it has the same host before it."""
+        if sibling.closed_ms > self.opened_ms:
+            if self.state is not State.CLOSED:
+                self._close(sibling.closed_ms)
+        elif sibling.state is State.HALF_OPEN:
+            if self.state is State.OPEN:
+                self.open_until_ms = max(self.open_until_ms, now_ms + PROBE_TIME_MS)
+        elif sibling.state is State.OPEN and sibling.opened_ms > max(self.opened_ms, self.closed_ms):
+            self.state = State.OPEN
+            self.opened_ms = sibling.opened_ms
+            self.open_until_ms = sibling.until_ms + PROBE_HEAD_START_MS
+            self.open_next_ms = sibling.open_next_ms
+            self._buckets.clear()
+
     def _open(self, now_ms: int) -> None:
         self.state = State.OPEN
-        self.open_until_ms = now_ms + self._open_ms
-        self._open_ms = min(self._open_ms * 2, LONGEST_OPEN_MS)
+        self.opened_ms = now_ms
+        self.open_until_ms = now_ms + self.open_next_ms
+        self.open_next_ms = min(self.open_next_ms * 2, LONGEST_OPEN_MS)
         self._buckets.clear()
 
-    def _close(self) -> None:
+    def _close(self, at_ms: int) -> None:
         self.state = State.CLOSED
-        self._open_ms = FIRST_OPEN_MS
+        self.closed_ms = at_ms
+        self.open_next_ms = FIRST_OPEN_MS
         self._buckets.clear()

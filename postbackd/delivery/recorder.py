@@ -13,7 +13,7 @@ from postbackd import oplog
 from postbackd.codec import ErrorClass, Item, format_id, trail_attempt
 from postbackd.delivery.endpoints import Endpoint
 from postbackd.delivery.log import NULL, DeliveryLog, Formatter, TimeText
-from postbackd.delivery.outcome import RetryPolicy
+from postbackd.delivery.outcome import Kind, RetryPolicy
 from postbackd.delivery.transfer import Result
 from postbackd.queue.lease_client import Dead, Later, LeaseClient
 from postbackd.scoreboard import Cell
@@ -60,12 +60,11 @@ class Recorder:
         self._times = TimeText()
         self._later_times = TimeText()
 
-    def attempt_ended(self, delivery: Delivery, result: Result, now_ms: int) -> None:
+    def attempt_ended(self, delivery: Delivery, result: Result, now_ms: int) -> Kind:
         """An attempt was made and this came of it. `now_ms` is server time."""
         status = result.status
         if result.error is not None or status is None or not 200 <= status < 300:
-            self._failed(delivery, result, now_ms)
-            return
+            return self._failed(delivery, result, now_ms)
         self._delivered += 1
         item, endpoint, rendered = delivery.item, delivery.endpoint, delivery.rendered
         assert rendered is not None
@@ -75,6 +74,7 @@ class Recorder:
             self._formatter.delivered(line_format, time_text, item.postback_id, item.attempt, rendered.url, result)
         )
         self._lease.settle(delivery.token)
+        return "delivered"
 
     def publish(self) -> None:
         """Bring the scoreboard up to date: once a turn, since a cell costs 0.1 µs each time."""
@@ -89,7 +89,7 @@ class Recorder:
         endpoint.line_format = made
         return made
 
-    def _failed(self, delivery: Delivery, result: Result, now_ms: int) -> None:
+    def _failed(self, delivery: Delivery, result: Result, now_ms: int) -> Kind:
         self._cells[Cell.ATTEMPTS] += 1
         item, compiled = delivery.item, delivery.endpoint.compiled
         assert compiled is not None
@@ -124,6 +124,7 @@ class Recorder:
         else:
             _say_dead(item.postback_id, rendered.host_key, outcome.reason, outcome.error, result.status)
             self._dead(delivery.token, entry, outcome.reason or "", line, item.endpoint_id)
+        return outcome.kind
 
     def gave_up(self, delivery: Delivery, reason: str, error: ErrorClass, detail: str, now_ms: int) -> None:
         """Dead without another attempt: expired, or nothing that can be rendered."""

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import ErrorClass
+from postbackd.delivery.host_report import HostReport
 from postbackd.delivery.intake import Intake
-from postbackd.delivery.lanes import Bounds, Lanes
+from postbackd.delivery.lane import Bounds
+from postbackd.delivery.lanes import Lanes
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Failed, Names
 from postbackd.delivery.outcome import ASKS_FOR_PAUSE, is_host_fault
@@ -54,6 +56,7 @@ class DeliveryWorker:
         recorder: Recorder,
         intake: Intake,
         take_deaths: Callable[[], list[str]],
+        host_report: HostReport,
     ) -> None:
         self._settings = settings
         self._cells = cells
@@ -67,6 +70,7 @@ class DeliveryWorker:
         self._recorder = recorder
         self._intake = intake
         self._take_deaths = take_deaths
+        self._host_report = host_report
         self._in_flight_limit = settings.delivery.in_flight
         self._lanes: Lanes[Delivery] = Lanes(self._bounds)
         self._pace = Pace(self._in_flight_limit)
@@ -91,9 +95,10 @@ class DeliveryWorker:
         workers = worker_count(self._settings.delivery.workers, per_core=1)
         return Bounds(in_flight, host.rate / workers, (host.rate if host.burst is None else host.burst) / workers)
 
-    def _attempt_failed(self, host_key: str, result: Result, now_ms: int) -> None:
+    def _attempt_failed(self, host_key: str, result: Result, is_dead: bool, now_ms: int) -> None:
         """What a failed attempt means for its host."""
-        self._lanes.done(host_key, now_ms, is_host_fault(result.error, result.status))
+        is_fault = is_host_fault(result.error, result.status)
+        self._lanes.failed(host_key, now_ms, result.total_ms, is_fault=is_fault, is_dead=is_dead)
         if result.retry_after_s and result.status in ASKS_FOR_PAUSE:
             self._lanes.pause(host_key, result.retry_after_s * 1000, now_ms)
 
@@ -106,13 +111,13 @@ class DeliveryWorker:
         if results:
             server_ms = self._clock.now_ms()
             for delivery, result in results:
-                self._recorder.attempt_ended(delivery, result, server_ms)
+                kind = self._recorder.attempt_ended(delivery, result, server_ms)
                 assert delivery.rendered is not None
                 host_key = delivery.rendered.host_key
-                if result.error is None and result.status is not None and result.status < 400:
-                    self._lanes.done(host_key, now_ms)
+                if kind == "delivered":
+                    self._lanes.done(host_key, now_ms, result.total_ms)
                 else:
-                    self._attempt_failed(host_key, result, now_ms)
+                    self._attempt_failed(host_key, result, kind == "dead", now_ms)
             self._recorder.publish()
         self._pace.completed(len(results), now_ms)
         if self._resolver_descriptor in self._transfers.ready:
@@ -123,6 +128,7 @@ class DeliveryWorker:
             self._overflowed_ms = now_ms
             for delivery, delay_ms in self._lanes.overflow(now_ms):
                 self._recorder.park(delivery.token, delay_ms)
+        self._host_report.turn(self._lanes, now_ms)
         self._start_transfers(now_ms)
         self._talk_to_queue(now_ms)
         self._cells[Cell.IN_FLIGHT] = self._transfers.in_flight
@@ -158,7 +164,7 @@ class DeliveryWorker:
     def _start(self, host_key: str, delivery: Delivery, server_ms: int, now_ms: int) -> None:
         rendered = delivery.rendered or self._render(delivery, server_ms)
         if rendered is None:
-            self._lanes.done(host_key, now_ms)
+            self._lanes.cancel(host_key, now_ms)
             return
         delivery.started_ms = server_ms
         endpoint = delivery.endpoint
@@ -170,8 +176,9 @@ class DeliveryWorker:
                 return
             if isinstance(found, Failed):
                 error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
-                self._recorder.attempt_ended(delivery, no_transfer(error, found.reason), server_ms)
-                self._lanes.done(host_key, now_ms, failed=not found.is_blocked)
+                result = no_transfer(error, found.reason)
+                kind = self._recorder.attempt_ended(delivery, result, server_ms)
+                self._attempt_failed(host_key, result, kind == "dead", now_ms)
                 return
             resolve = found.resolve
         profile = endpoint.constant_profile or endpoint.profile(rendered)

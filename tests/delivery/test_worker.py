@@ -20,6 +20,7 @@ from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.endpoint import IngestEndpoint, compile_endpoint
 from postbackd.errors import LeaseLostError
+from postbackd.host_board import HostBoard
 from postbackd.queue.keys import Keys
 from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 from postbackd.settings_loader import load
@@ -39,11 +40,12 @@ class Bench:
         self.server = server
         self.log_path = folder / "log"
         self.scoreboard = Scoreboard(1)
+        self.hosts = HostBoard(1)
         self.context = SlotContext(Slot("deliver", 0, 0), WORKER, self.scoreboard)
         chosen = [f"queue.url={url}", 'security.allow_networks=["127.0.0.0/8"]', "retry.jitter=0", *settings]
         self._pipe = os.pipe()
         self.worker: DeliveryWorker = _delivery_worker(
-            self.context, load(None, {}, chosen), url, DeliveryLog(str(self.log_path)), self._pipe[0]
+            self.context, load(None, {}, chosen), url, DeliveryLog(str(self.log_path)), self._pipe[0], self.hosts
         )
 
     def endpoint(self, url: str, **members: Any) -> IngestEndpoint:
@@ -98,6 +100,9 @@ def test_delivered_postback_leaves_nothing_behind(bench: Bench, sink: Sink) -> N
     assert bench.server.keys("pb:{0}:later") == [] and bench.dead() == []
     cells = bench.context.cells
     assert [cells[c] for c in (Cell.CLAIMED, Cell.ATTEMPTS, Cell.DELIVERED)] == [1, 1, 1]
+    bench.run_until(lambda: bench.hosts.hosts()[0].attempts, "the host board shows it")
+    host = bench.hosts.hosts()[0]
+    assert (host.host, host.delivered, sum(host.buckets)) == (f"127.0.0.1:{sink.port}", 1, 1)
 
 
 def test_what_cannot_be_decoded_is_poison_and_stops_nobody(bench: Bench, sink: Sink) -> None:
@@ -294,6 +299,7 @@ def test_failing_host_is_left_alone_and_costs_no_attempts(
     for number in range(100):
         bench.enqueue(dead, {}, number)
     bench.run_until(lambda: "breaker_opened" in capsys.readouterr().err, "the breaker opens")
+    bench.run_until(lambda: not bench.worker._lease.unsettled, "all of it is settled and logged")
     tried = len(bench.log())
     for number in range(200, 230):
         bench.enqueue(dead, {}, number)

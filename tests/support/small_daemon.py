@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from postbackd.errors import BootError, ExitCode, PostbackdError
+from postbackd.host_board import HostBoard
 from postbackd.scoreboard import Cell
 from postbackd.server.listener import serve
 from postbackd.settings import Settings
@@ -60,7 +61,7 @@ def ingest(context: SlotContext, settings: Settings, listener: socket.socket, _u
     return ExitCode.OK
 
 
-def deliver(context: SlotContext, _settings: Settings, url: str) -> int:
+def deliver(context: SlotContext, _settings: Settings, url: str, _hosts: HostBoard) -> int:
     told: list[bool] = []
     ignores = (FOLDER / "ignore_term").exists()
     fail_if_asked()

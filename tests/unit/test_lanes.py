@@ -2,17 +2,15 @@
 """Lanes with an invented clock: turns, limits, shares and the virtual clock of parked postbacks."""
 
 from postbackd.delivery.breaker import FIRST_OPEN_MS
-from postbackd.delivery.lanes import (
-    IDLE_LANE_MS,
+from postbackd.delivery.lane import (
     PARK_MAX_BUSY_MS,
     PARK_MAX_MS,
     PARK_MIN_MS,
     PARK_WINDOW_MS,
     RATE_WINDOW_MS,
-    SWEEP_EVERY_MS,
     Bounds,
-    Lanes,
 )
+from postbackd.delivery.lanes import IDLE_LANE_MS, SWEEP_EVERY_MS, Lanes
 
 NOW_MS = 1_000_000
 
@@ -150,7 +148,7 @@ def test_dropping_waiting_leaves_what_is_in_flight() -> None:
 def fail_all(subject: Lanes[str], host: str, count: int, now_ms: int) -> None:
     fill(subject, host, count)
     for _ in take_all(subject, now_ms):
-        subject.done(host, now_ms, failed=True)
+        subject.failed(host, now_ms, is_fault=True, is_dead=False)
     list(subject.overflow(now_ms + RATE_WINDOW_MS))
 
 
@@ -178,7 +176,7 @@ def test_failed_probe_opens_twice_as_long() -> None:
     probed_ms = NOW_MS + FIRST_OPEN_MS + 1000
     fill(subject, "dead", 1, probed_ms)
     assert take_all(subject, probed_ms) == ["dead0"]
-    subject.done("dead", probed_ms, failed=True)
+    subject.failed("dead", probed_ms, is_fault=True, is_dead=False)
     list(subject.overflow(probed_ms + RATE_WINDOW_MS))
     fill(subject, "dead", 1)
     assert take_all(subject, probed_ms + 2 * FIRST_OPEN_MS - 1000) == []
@@ -190,7 +188,7 @@ def test_host_that_asks_for_a_pause_gets_it_and_no_more_than_a_minute() -> None:
     subject = lanes(limit=10)
     fill(subject, "busy", 1)
     take_all(subject)
-    subject.done("busy", NOW_MS, failed=True)
+    subject.failed("busy", NOW_MS, is_fault=True, is_dead=False)
     subject.pause("busy", 3_600_000, NOW_MS)
     fill(subject, "busy", 4)
     assert take_all(subject, NOW_MS + 59_000) == []
