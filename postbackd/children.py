@@ -35,6 +35,7 @@ from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
 from postbackd.queue.lease_client import LeaseClient
 from postbackd.queue.link import REPLY_TIMEOUT_S, Link
+from postbackd.queue.route import route_to
 from postbackd.queue.spool import Spool
 from postbackd.queue.spool_replay import SpoolReplay
 from postbackd.queue.spooling import SpoolingQueue
@@ -75,7 +76,8 @@ def _look_at_queue(
     """
     was_right_once = has_numbers(Path(settings.data_dir))
     try:
-        found = refuse_unfit(url, SHORT_QUEUE_WAIT_S if was_right_once else QUEUE_WAIT_S, lambda: None)
+        wait_s = SHORT_QUEUE_WAIT_S if was_right_once else QUEUE_WAIT_S
+        found = refuse_unfit(url, wait_s, lambda: None, settings.queue.shards)
     except QueueAwayError as error:
         if not was_right_once:
             raise
@@ -83,7 +85,8 @@ def _look_at_queue(
             oplog.error("redis_away", error=str(error), hint="started all the same; requests are spooled until then")
         return
     try:
-        prove(Wire(url, REPLY_TIMEOUT_S))
+        with contextlib.closing(route_to(url).open(0, REPLY_TIMEOUT_S)) as wire:
+            prove(wire)
     except QueueUnavailableError as error:
         raise BootError(str(error)) from None
     for finding in found:
@@ -107,6 +110,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
         return Link(url, clock, _redis_error_counter(context), prove=prove, reply_timeout_s=timeout_s)
 
+    route_to(url).watch()
     main_link, replay_link = link(), link()
     spool = Spool(data_dir / "spool", context.place, settings.spool.max_bytes)
     enqueuer = Enqueuer(main_link, keys, settings.queue.max_depth, durability)
@@ -193,6 +197,7 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
     context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
+    route_to(url).watch()
     worker = _delivery_worker(context, settings, url, log, flags.fileno(), hosts)
     if context.index == 0:
         DeadKeeper(url, Keys(settings.queue.prefix), Path(settings.data_dir), settings.dead).start()
@@ -225,7 +230,8 @@ def _delivery_worker(
     policy = RetryPolicy(settings.retry)
     verdict = Policy(settings.security.allow_networks, settings.security.deny_networks).verdict
     lease_timeout_ms = int(settings.queue.lease_timeout * 1000)
-    lease = LeaseClient(url, keys, context.worker, lease_timeout_ms, clock, _redis_error_counter(context))
+    count_error = _redis_error_counter(context)
+    lease = LeaseClient(url, keys, context.worker, lease_timeout_ms, clock, count_error, in_background=True)
     recorder = Recorder(log, lease, policy, context.cells, context.place, settings.log.body_bytes)
     transfers: Transfers[Delivery] = Transfers(
         settings.delivery.in_flight, settings.delivery.max_response_bytes, CurlOptions(settings.delivery), verdict

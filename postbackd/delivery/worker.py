@@ -8,6 +8,7 @@
 flight: outcomes wait, and are settled when it is back. Times here are monotonic; server time comes from the clock.
 """
 
+import time
 from collections.abc import Callable
 
 from postbackd import oplog
@@ -37,6 +38,7 @@ OVERFLOW_EVERY_MS = 100
 PARK_ROOM = MAX_HELD - BATCH
 CLAIM_WITHOUT_WAIT_MS = 500  # the idle wait cannot be armed: claim by the clock
 SETTLE_PAUSE_MS = 100
+LAST_CONNECT_MS = 2000  # at the drain: a lease that is not given back is reclaimed after its time-out
 
 
 class DeliveryWorker:
@@ -278,7 +280,7 @@ class DeliveryWorker:
                 self._was_away = False
                 oplog.info("redis_found", unsettled=lease.unsettled)
             return True
-        if not self._was_away:
+        if not self._was_away and lease.last_error:
             self._was_away = True
             oplog.warning(
                 "redis_lost", error=lease.last_error, unsettled=lease.unsettled, in_flight=self._transfers.in_flight
@@ -331,7 +333,7 @@ class DeliveryWorker:
         lease = self._lease
         if lease.busy:
             lease.wait()
-        if not lease.held or not lease.connect(monotonic_ms()):
+        if not lease.held or not self._connect_at_last():
             return
         try:
             count = lease.reclaim(lease.worker, "drain")
@@ -340,3 +342,12 @@ class DeliveryWorker:
             return
         if count:
             oplog.info("lease_given_back", postbacks=count)
+
+    def _connect_at_last(self) -> bool:
+        """Whether there is a connection for what is left to say, within a second or two."""
+        deadline_ms = monotonic_ms() + LAST_CONNECT_MS
+        while not self._lease.connect(monotonic_ms()):
+            if monotonic_ms() > deadline_ms:
+                return False
+            time.sleep(0.02)
+        return True

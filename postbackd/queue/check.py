@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Is the queue server fit? Version, eviction, persistence; what `check` prints and what `run` refuses."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
+from postbackd.queue.route import Route, ServerRoute, route_to
+from postbackd.queue.sentinel import SentinelRoute
 from postbackd.queue.wire import Wire, mask
 
 OLDEST_MAJOR = 7
@@ -20,21 +23,65 @@ class Finding(NamedTuple):
     text: str
 
 
-def check_server(url: str) -> list[Finding]:
-    """What there is to say about the server behind a url; a single `fail` when it cannot be reached."""
+def check_server(url: str, shards: int = 1) -> list[Finding]:
+    """What there is to say about the servers behind a url; a single `fail` when one of them cannot be reached."""
     try:
-        wire = Wire(url, TIMEOUT_S, TIMEOUT_S)
+        return look_at_servers(url, shards)
     except QueueUnavailableError as error:
         return [Finding("fail", f"queue: {error} Start it, or mend queue.url.")]
-    try:
-        info = _info(wire)
-        policy = _config(wire, "maxmemory-policy") or info.get("maxmemory_policy", "")
-        appendfsync = _config(wire, "appendfsync")
-    except QueueUnavailableError as error:
-        return [Finding("fail", f"queue: {error}")]
-    finally:
-        wire.close()
-    return [_version(info), _eviction(policy), _persistence(info, appendfsync)]
+
+
+def look_at_servers(url: str, shards: int = 1) -> list[Finding]:
+    """What there is to say about the servers behind a url; raises QueueUnavailableError when one is away."""
+    route = route_to(url)
+    findings = _sentinels(route) if isinstance(route, SentinelRoute) else []
+    for shard in range(shards):
+        with contextlib.closing(route.open(shard, TIMEOUT_S, TIMEOUT_S)) as wire:
+            findings += [finding for finding in _server(wire, route) if finding not in findings]
+        if isinstance(route, ServerRoute | SentinelRoute):
+            break  # one server has them all
+    return findings
+
+
+def _server(wire: Wire, route: Route) -> list[Finding]:
+    info = _info(wire)
+    policy = _config(wire, "maxmemory-policy") or info.get("maxmemory_policy", "")
+    findings = [_version(info), _eviction(policy), _persistence(info, _config(wire, "appendfsync"))]
+    if info.get("role") == "slave":
+        text = (
+            "queue: this server is a replica, which takes no writes: name the master, or sentinel://host:port/service."
+        )
+        return [*findings, Finding("fail", text)]
+    if isinstance(route, ServerRoute):
+        return findings
+    return [*findings, _failover(info, _config(wire, "min-replicas-to-write"))]
+
+
+def _failover(info: dict[str, str], min_replicas: str | None) -> Finding:
+    """Whether a failover can go well; asked only where there may be one."""
+    count = int(info.get("connected_slaves", 0))
+    if not count:
+        return Finding("warn", "queue: the master has no replica, so nothing can take its place. Add one.")
+    if min_replicas == "0":
+        return Finding(
+            "warn",
+            f"queue: {count} replica(s), min-replicas-to-write 0: a master cut off from the others goes on taking "
+            "postbacks that the next master never sees. CONFIG SET min-replicas-to-write 1, and "
+            "min-replicas-max-lag 10, on each server.",
+        )
+    return Finding("ok", f"queue: {count} replica(s), min-replicas-to-write {min_replicas or 'unknown'}")
+
+
+def _sentinels(route: SentinelRoute) -> list[Finding]:
+    states = route.sentinels()
+    answering = sum(wrong is None for wrong in states.values())
+    findings = [
+        Finding("warn", f"queue: sentinel {node} is of no use: {wrong}") for node, wrong in states.items() if wrong
+    ]
+    if answering:
+        text = f"queue: {answering} of {len(states)} sentinels name {route.master()} as master of {route.service}"
+        findings.insert(0, Finding("ok", text))
+    return findings
 
 
 def _info(wire: Wire) -> dict[str, str]:
@@ -102,7 +149,7 @@ def losses(persistence: str | None, durability: str) -> list[str]:
 
 def persistence_of(url: str) -> str | None:
     """The server's appendfsync, None without append-only file; raises QueueUnavailableError."""
-    wire = Wire(url, TIMEOUT_S, TIMEOUT_S)
+    wire = route_to(url).open(0, TIMEOUT_S, TIMEOUT_S)
     try:
         return (_config(wire, "appendfsync") or "unknown") if _info(wire).get("aof_enabled") == "1" else None
     finally:
@@ -116,17 +163,20 @@ def refuse_evicting(wire: Wire) -> None:
         raise QueueUnavailableError(finding.text)
 
 
-def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None]) -> list[Finding]:
+def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None], shards: int = 1) -> list[Finding]:
     """What to warn of. Raises BootError for a server that must not be used, QueueAwayError for none in `wait_s`."""
     deadline_s = time.monotonic() + wait_s
     while True:
-        findings = check_server(url)
-        failed = [finding for finding in findings if finding.level == "fail"]
-        if not failed:
-            return [finding for finding in findings if finding.level == "warn"]
-        if len(findings) > 1:
-            raise BootError(f"{failed[0].text} (queue.url = {mask(url)})")
-        if time.monotonic() > deadline_s:
-            raise QueueAwayError(f"{failed[0].text} (queue.url = {mask(url)})")
+        try:
+            findings = look_at_servers(url, shards)
+            break
+        except QueueUnavailableError as error:
+            if time.monotonic() > deadline_s:
+                text = f"queue: {error} Start it, or mend queue.url. (queue.url = {mask(url)})"
+                raise QueueAwayError(text) from None
         beat()
         time.sleep(LOADING_PAUSE_S)
+    for finding in findings:
+        if finding.level == "fail":
+            raise BootError(f"{finding.text} (queue.url = {mask(url)})")
+    return [finding for finding in findings if finding.level == "warn"]

@@ -13,6 +13,7 @@ from postbackd.errors import QueueUnavailableError
 from postbackd.queue.dead_letters import CALL_TIMEOUT_S, PAGE, letter_of_entry
 from postbackd.queue.dead_overflow import NAME, append
 from postbackd.queue.keys import Keys
+from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire
 from postbackd.settings import Dead
 
@@ -51,7 +52,7 @@ class DeadKeeper:
 
     def keep(self) -> int:
         """Move what is beyond the cap; how many. Raises QueueUnavailableError."""
-        wire = Wire(self._url, CALL_TIMEOUT_S)
+        wire = route_to(self._url).open(0, CALL_TIMEOUT_S)
         try:
             if wire.call("SET", self._keys.dead_turn, b"1", "NX", "EX", TURN_TTL_S) is None:
                 return 0

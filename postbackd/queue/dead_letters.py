@@ -13,8 +13,8 @@ import msgspec
 from postbackd.codec import CodecError, Item, accept_ms, attempt_class_name, decode_item, format_id
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
+from postbackd.queue.route import route_to
 from postbackd.queue.scripts import REPLAY
-from postbackd.queue.wire import Wire
 
 PAGE = 500
 CALL_TIMEOUT_S = 30.0
@@ -77,7 +77,7 @@ class DeadLetters:
     """The dead stream of one queue. Every method raises QueueUnavailableError."""
 
     def __init__(self, url: str, prefix: str) -> None:
-        self._wire = Wire(url, CALL_TIMEOUT_S)
+        self._wire = route_to(url).open(0, CALL_TIMEOUT_S)
         self._keys = Keys(prefix)
 
     def close(self) -> None:

@@ -21,8 +21,9 @@ from postbackd.clock import format_ms
 from postbackd.queue.dead_letters import PAGE, DeadLetter, Filter, letter_of
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
+from postbackd.queue.route import route_to
 from postbackd.queue.scripts import RESTORE
-from postbackd.queue.wire import Argument, Wire
+from postbackd.queue.wire import Argument
 
 NAME = "dead-overflow.jsonl"
 
@@ -97,7 +98,7 @@ class OverflowLetters:
 
     def __init__(self, path: Path, url: str, prefix: str) -> None:
         self._path = path
-        self._wire = Wire(url, 30.0)
+        self._wire = route_to(url).open(0, 30.0)
         self._keys = Keys(prefix)
         self._replayed: set[bytes] = set()
 

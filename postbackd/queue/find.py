@@ -12,7 +12,7 @@ from typing import NamedTuple
 from postbackd.codec import CodecError, Item, accept_ms, decode_item
 from postbackd.queue.dead_letters import DeadLetter, letter_of_entry
 from postbackd.queue.keys import Keys
-from postbackd.queue.wire import Wire
+from postbackd.queue.route import route_to
 
 PAGE = 2000
 CALL_TIMEOUT_S = 30.0
@@ -32,7 +32,7 @@ class Finder:
     """Looks for one postback in one queue; every method raises QueueUnavailableError."""
 
     def __init__(self, url: str, prefix: str) -> None:
-        self._wire = Wire(url, CALL_TIMEOUT_S)
+        self._wire = route_to(url).open(0, CALL_TIMEOUT_S)
         self._keys = Keys(prefix)
 
     def close(self) -> None:

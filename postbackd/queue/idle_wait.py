@@ -5,8 +5,11 @@
 moves lies in wake, which belongs to nobody: whatever comes back, the worker claims.
 """
 
+import hiredis
+
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.keys import Keys
+from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire, pack
 
 LONGEST_MS = 1000
@@ -31,7 +34,7 @@ class IdleWait:
         """Begin to wait for at most `wait_ms`; False when that cannot be, and the caller claims by the clock."""
         try:
             if self._wire is None or not self._wire.is_open:
-                self._wire = Wire(self._url, ANSWER_MARGIN_S)
+                self._wire = route_to(self._url).open(self._keys.shard, ANSWER_MARGIN_S)
                 self.generation += 1
             timeout = f"{min(max(wait_ms, SHORTEST_MS), LONGEST_MS) / 1000:.3f}"
             self._wire.send(pack(("BLMOVE", self._keys.ready, self._keys.wake, "LEFT", "RIGHT", timeout)))
@@ -41,12 +44,18 @@ class IdleWait:
         return True
 
     def receive(self) -> bool:
-        """Whether the wait is over. An error reply (memory full) and a broken connection end it too."""
+        """Whether the wait is over. An error reply and a broken connection end it too.
+
+        But for a full memory an error means another server (READONLY, MOVED): the connection is not used again.
+        """
         if self._wire is None:
             return True
         try:
-            if not self._wire.receive():
+            replies = self._wire.receive()
+            if not replies:
                 return False
+            if isinstance(replies[0], hiredis.ReplyError) and not str(replies[0]).startswith("OOM"):
+                self._wire.close()
         except QueueUnavailableError:
             pass  # the lease's own connection says what is wrong
         self.is_armed = False

@@ -21,6 +21,7 @@ class Keys:
 
     def __init__(self, prefix: str, shard: int = 0) -> None:
         self._prefix = prefix
+        self.shard = shard
         self._base = f"{prefix}:{{{shard}}}:"
         self.ready = self._key("ready")
         self.wake = self._key("wake")

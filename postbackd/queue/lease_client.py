@@ -6,6 +6,8 @@ One exchange at a time, without waiting: `send` puts a settle of at most 512 out
 answer the same settle goes out again, in front of a claim with the same base, and neither can do harm twice.
 """
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from postbackd.clock import Clock
 from postbackd.errors import LeaseLostError, QueueUnavailableError, QueueUnsureError
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
+from postbackd.queue.route import route_to
 from postbackd.queue.scripts import CLAIM, RECLAIM, SETTLE, is_noscript
 from postbackd.queue.wire import Argument, Wire, error_of, pack
 
@@ -58,6 +61,32 @@ class Claim(NamedTuple):
     came_short: bool
 
 
+class Opening:
+    """One try to connect, in a thread or at once; `error` says why there is no `wire` when it is done."""
+
+    def __init__(self, work: Callable[[], tuple[Wire, bytes]], in_background: bool) -> None:
+        self._work = work
+        self.wire: Wire | None = None
+        self.run_id = b""
+        self.error = QueueUnavailableError("")
+        self.took_ms = 0
+        self.is_done = False
+        if in_background:
+            threading.Thread(target=self._run, name="queue-connect", daemon=True).start()
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        started_s = time.monotonic()
+        try:
+            self.wire, self.run_id = self._work()
+        except QueueUnavailableError as error:
+            self.error = error
+        finally:
+            self.took_ms = int((time.monotonic() - started_s) * 1000)
+            self.is_done = True
+
+
 class LeaseClient:
     """The lease of one incarnation of a worker."""
 
@@ -69,7 +98,10 @@ class LeaseClient:
         lease_timeout_ms: int,
         clock: Clock,
         count_error: Callable[[], None],
+        *,
+        in_background: bool = False,
     ) -> None:
+        """`in_background`: connect in a thread, so that a server that is away holds up nothing of the caller's."""
         self._url = url
         self._keys = keys
         self.worker = worker
@@ -79,6 +111,8 @@ class LeaseClient:
         self._claim_keys = (keys.ready, keys.wake, keys.later, keys.lease(worker), keys.workers, keys.clock)
         self._settle_keys = (keys.lease(worker), keys.later, keys.dead, keys.stats)
         self._wire: Wire | None = None
+        self._in_background = in_background
+        self._opening: Opening | None = None
         self._retry_at_ms = 0
         self._base = 0
         self._held = 0
@@ -122,26 +156,32 @@ class LeaseClient:
         """Whether there is a connection; makes one when it is time to try again. `now_ms` is monotonic."""
         if self.is_connected:
             return True
-        if now_ms < self._retry_at_ms:
+        opening = self._opening
+        if opening is None:
+            if now_ms < self._retry_at_ms:
+                return False
+            opening = self._opening = Opening(self._open, self._in_background)
+        if not opening.is_done:
             return False
-        started_ms = self._clock.now_ms()
-        try:
-            wire = Wire(self._url, CALL_TIMEOUT_S)
-            seconds_and_micros, info, *_ = wire.pipeline(
-                [("TIME",), ("INFO", "server"), *(script.load_command() for script in (CLAIM, SETTLE, RECLAIM))]
-            )
-        except QueueUnavailableError as error:
-            self._failed(error)
-            took_ms = self._clock.now_ms() - started_ms
-            self._retry_at_ms = now_ms + max(RETRY_MS, took_ms * RETRY_SHARE)
+        self._opening = None
+        if opening.wire is None:
+            self._failed(opening.error)
+            pause_ms = RETRY_MS if self._in_background else max(RETRY_MS, opening.took_ms * RETRY_SHARE)
+            self._retry_at_ms = now_ms + pause_ms
             return False
-        self._clock.sync(int(seconds_and_micros[0]) * 1000 + int(seconds_and_micros[1]) // 1000)
-        self.run_id = _run_id(info)
-        self._wire = wire
+        self.run_id = opening.run_id
+        self._wire = opening.wire
         self._retry_at_ms = now_ms + RETRY_MS
         self.generation += 1
         self.last_error = ""
         return True
+
+    def _open(self) -> tuple[Wire, bytes]:
+        wire = route_to(self._url).open(self._keys.shard, CALL_TIMEOUT_S)
+        self._clock.sync(wire.server_ms())
+        scripts = (script.load_command() for script in (CLAIM, SETTLE, RECLAIM))
+        info, *_ = wire.pipeline([("INFO", "server"), *scripts])
+        return wire, _run_id(info)
 
     def send(self, wanted: int, now_ms: int = 0) -> bool:
         """Send what is to be settled and claim up to `wanted` items; whether it went out. Only when not busy."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire
 
 REPLY_TIMEOUT_S = 5.0
@@ -27,9 +28,11 @@ class Link:
         *,
         prove: Callable[[Wire], None] = lambda wire: None,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
+        shard: int = 0,
     ) -> None:
         """`prove` looks at each new connection and raises QueueUnavailableError where it must not be used."""
         self._url = url
+        self.shard = shard
         self._prove = prove
         self._reply_timeout_s = reply_timeout_s
         self._clock = clock
@@ -57,7 +60,7 @@ class Link:
         if self.away is not None:
             raise QueueUnavailableError(self.away)
         try:
-            self._wire = wire = Wire(self._url, self._reply_timeout_s)
+            self._wire = wire = route_to(self._url).open(self.shard, self._reply_timeout_s)
             self.generation += 1
             self._sync(wire, now_ms)
             self._prove(wire)

@@ -82,6 +82,7 @@ class Wire:
         except (redis.RedisError, OSError, ValueError) as error:
             raise QueueUnavailableError(f"{mask(url)} cannot be reached: {_reason(error)}.") from None
         self._socket: socket.socket = self._connection._sock  # there is no public way to it
+        self.node: object = None  # which server it is, where there are several
         self._set_timeout(timeout_s)
         self._reader = hiredis.Reader()
         self.is_open = True
@@ -111,6 +112,11 @@ class Wire:
         if self.is_open:
             self.is_open = False
             self._connection.disconnect()
+
+    def cut(self) -> None:
+        """Break the connection from another thread: its owner finds it broken, also in the middle of a wait."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def send(self, data: bytes) -> None:
         """Send packed commands. A failure is certain: a command of which a byte is missing is never run."""

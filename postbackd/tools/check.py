@@ -47,7 +47,7 @@ def check(settings: Settings, config: str | None) -> int:
 
 def _queue(settings: Settings) -> list[Finding]:
     if settings.queue.url:
-        findings = check_server(settings.queue.url)
+        findings = check_server(settings.queue.url, settings.queue.shards)
         if settings.queue.durability == "fsync" and not any("appendfsync always:" in f.text for f in findings):
             findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
         return findings

@@ -42,7 +42,7 @@ def test_later_source_wins(tmp_path: Path) -> None:
         ("queue.lease_timeout=9.9", ["queue.lease_timeout", "10"]),
         ("queue.port=6379", ["queue.port", "6379"]),
         ("queue.url=http://a", ["queue.url", "redis://"]),
-        ("queue.url=sentinel://a", ["queue.url", "not supported yet"]),
+        ("queue.url=sentinel://a:1", ["queue.url", "/service"]),
         ("queue.shards=2", ["queue.shards", "not supported yet"]),
         ("ingest.ack=group", ["ingest.ack", "not supported yet"]),
         ("retry.schedule=[]", ["retry.schedule"]),
