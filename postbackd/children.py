@@ -251,5 +251,5 @@ def _delivery_worker(
         recorder,
         Intake(lease, recorder, Endpoints(settings), settings.retry.expires_after),
         _Deaths(context),
-        HostReport(hosts, context.index),
+        HostReport(hosts, context.slot.number),
     )

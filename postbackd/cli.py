@@ -31,7 +31,7 @@ def run(config: str | None, overrides: tuple[str, ...], roles: str) -> None:
     chosen = frozenset(role.strip() for role in roles.split(",") if role.strip())
     if not chosen or not chosen <= set(ROLES):
         raise ConfigError(f"--roles {roles}: choose from {', '.join(ROLES)}")
-    sys.exit(run_supervisor(load_settings(config, overrides), chosen))
+    sys.exit(run_supervisor(load_settings(config, overrides), chosen, lambda: load_settings(config, overrides)))
 
 
 @main.command()

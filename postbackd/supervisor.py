@@ -7,8 +7,8 @@ set), then all workers at once. Stop: ingest workers (they answer what was read)
 hands each child what it needs; it opens no connection, and never talks to Redis.
 
 Signal handlers do nothing: Python's wake-up descriptor puts the number into a socket pair, and the loop acts.
-SIGTERM, SIGINT: drain; once more: SIGKILL what is left. SIGUSR1: passed on to delivery workers. SIGHUP: said to be
-unsupported.
+SIGTERM, SIGINT: drain; once more: SIGKILL what is left. SIGUSR1: passed on to delivery workers. SIGHUP: reload (the
+steps are in reload.py).
 """
 
 import gc
@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from postbackd import __version__, oplog, systemd
@@ -27,6 +28,7 @@ from postbackd.host_board import HostBoard
 from postbackd.limits import raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
 from postbackd.queue_minder import QueueMinder
+from postbackd.reload import Plan, Reloader, State
 from postbackd.scoreboard import Scoreboard, monotonic_ms
 from postbackd.server.listener import open_listener
 from postbackd.settings import Settings
@@ -50,19 +52,22 @@ class Mains(NamedTuple):
     deliver: DeliverMain
 
 
-def run(settings: Settings, roles: frozenset[str]) -> int:
-    """Run the daemon in the foreground until it is told to stop; its exit code. Raises BootError."""
+def run(settings: Settings, roles: frozenset[str], read_again: Callable[[], Settings]) -> int:
+    """Run the daemon in the foreground until it is told to stop; its exit code. Raises BootError.
+
+    `read_again` gives the settings that a reload finds; it raises PostbackdError."""
     # Before any fork, so that the workers share the pages of all these modules.
     from postbackd.children import deliver_main, ingest_main
 
-    return Supervisor(settings, roles, Mains(ingest_main, deliver_main)).run()
+    return Supervisor(settings, roles, Mains(ingest_main, deliver_main), read_again).run()
 
 
 class Supervisor:
     """One daemon."""
 
-    def __init__(self, settings: Settings, roles: frozenset[str], mains: Mains) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, roles: frozenset[str], mains: Mains, read_again: Callable[[], Settings]
+    ) -> None:
         self._roles = roles
         self._mains = mains
         self._data_dir = DataDir(settings.data_dir)
@@ -71,6 +76,7 @@ class Supervisor:
         self._pools: list[WorkerPool] = []  # in the order in which they are stopped
         self._signals_out, self._signals_in = socket.socketpair()
         self._lines = ChildLines()
+        self._reloader = Reloader(settings, roles, read_again, self._lines)
         self._started_ms = 0
         self._was_ready = False
         self._was_slow = False
@@ -83,10 +89,16 @@ class Supervisor:
         self._watchdog_due_ms = 0
         self._exit_code = ExitCode.OK
 
+    @property
+    def _settings(self) -> Settings:
+        """Those in force."""
+        return self._reloader.settings
+
     def run(self) -> int:
         oplog.configure(self._settings.log.format, self._settings.log.level)
         # Until the loop runs there is no request and no worker: a signal just ends the start.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the configuration was read a moment ago
         try:
             self._boot()
             while not self._is_over:
@@ -123,48 +135,60 @@ class Supervisor:
         return self._queue.start()
 
     def _make_pools(self, url: str) -> None:
-        settings, mains, listener = self._settings, self._mains, self._listener
-        ingest_count = worker_count(settings.ingest.workers, per_core=4) if listener else 0
-        deliver_count = worker_count(settings.delivery.workers, per_core=1) if "deliver" in self._roles else 0
-        scoreboard = Scoreboard(ingest_count + deliver_count)
-        hosts = HostBoard(deliver_count)
+        plans = self._plans(url)
+        rows, total = {}, 0
+        for plan in reversed(plans):  # delivery first: its rows count like the host board's
+            rows[plan.role] = range(total, total + plan.rows(self._settings))
+            total = rows[plan.role].stop
+        scoreboard = Scoreboard(total)
         node = node_name()
-
-        def close_all_but_listener() -> None:
-            signal.set_wakeup_fd(-1)
-            self._signals_in.close()
-            self._signals_out.close()
-            self._lines.close_reader()
-
-        def close_all() -> None:
-            close_all_but_listener()
-            if listener:
-                listener.close()  # or the port would seem to be served as long as a delivery worker lives
-
-        if listener:
+        for plan in plans:
             pool = WorkerPool(
-                "ingest",
-                ingest_count,
-                lambda context: mains.ingest(context, settings, listener, url),
+                plan.role,
+                plan.count(self._settings),
+                plan.main(self._settings),
                 scoreboard,
-                first_number=deliver_count,
+                rows=rows[plan.role],
                 node=node,
-                in_child=close_all_but_listener,
+                owns_leases=plan.role == "deliver",
+                retire_signal=signal.SIGUSR2 if plan.role == "ingest" else signal.SIGTERM,
+                in_child=partial(self._shed, self._listener if plan.role == "ingest" else None),
                 report=self._lines.send,
             )
             self._pools.append(pool)
-        if deliver_count:
-            pool = WorkerPool(
+            self._reloader.add(plan, pool)
+
+    def _plans(self, url: str) -> list[Plan]:
+        """How each role's pool is made of the settings, of these and of those that a reload finds."""
+        mains, plans = self._mains, []
+        if listener := self._listener:
+            plans.append(
+                Plan(
+                    "ingest",
+                    "ingest.workers",
+                    lambda settings: worker_count(settings.ingest.workers, per_core=4),
+                    lambda settings: lambda context: mains.ingest(context, settings, listener, url),
+                )
+            )
+        if "deliver" in self._roles:
+            plan = Plan(
                 "deliver",
-                deliver_count,
-                lambda context: mains.deliver(context, settings, url, hosts),
-                scoreboard,
-                node=node,
-                owns_leases=True,
-                in_child=close_all,
-                report=self._lines.send,
+                "delivery.workers",
+                lambda settings: worker_count(settings.delivery.workers, per_core=1),
+                lambda settings: lambda context: mains.deliver(context, settings, url, hosts),
             )
-            self._pools.append(pool)
+            hosts = HostBoard(plan.rows(self._settings))
+            plans.append(plan)
+        return plans
+
+    def _shed(self, door: socket.socket | None) -> None:
+        """In a child: close what is not its own, or a port would seem to be served as long as anybody lives."""
+        signal.set_wakeup_fd(-1)
+        self._signals_in.close()
+        self._signals_out.close()
+        self._lines.close_reader()
+        if self._listener and self._listener is not door:
+            self._listener.close()
 
     def _listen_for_signals(self) -> None:
         self._signals_in.setblocking(False)
@@ -192,7 +216,9 @@ class Supervisor:
 
     def _wait_ms(self) -> int:
         now_ms = monotonic_ms()
-        if not self._was_ready and now_ms - self._started_ms < SLOW_START_MS:
+        if self._reloader.state is not State.NONE or (
+            not self._was_ready and now_ms - self._started_ms < SLOW_START_MS
+        ):
             return START_LOOK_MS
         due_ms = [pool.next_due_ms() for pool in self._pools]
         due_ms += [self._queue.due_ms if self._queue else None, self._watchdog_due_ms if self._watchdog_ms else None]
@@ -214,7 +240,7 @@ class Supervisor:
                 pool.signal(signal.SIGUSR1)
 
     def handle_hup(self) -> None:
-        oplog.warning("reload_not_supported_yet", hint="restart to take up a changed configuration")
+        self._reloader.ask()
 
     def _turn(self, now_ms: int) -> None:
         oplog.say_repeats()
@@ -227,6 +253,8 @@ class Supervisor:
         self._data_dir.write_processes(self._processes())
         if not self._is_stopping:
             self._look_if_ready(now_ms)
+            if self._was_ready:
+                self._reloader.turn(now_ms, KILL_MARGIN_MS)
         if self._watchdog_ms and now_ms >= self._watchdog_due_ms:
             self._watchdog_due_ms = now_ms + self._watchdog_ms
             systemd.notify("WATCHDOG=1")
@@ -296,6 +324,7 @@ class Supervisor:
 
     def _start_drain(self) -> None:
         self._is_stopping = True
+        self._reloader.stop()
         systemd.notify("STOPPING=1")
         self._next_stage(monotonic_ms())
 

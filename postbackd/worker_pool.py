@@ -4,7 +4,9 @@
 A pool owns the slots of one role. A slot keeps its index over restarts; what runs in it is an incarnation with
 a name of its own, `<node>.<slot>.<16 random hex>`, fresh at every fork, so that a stopped predecessor can never
 settle its successor's lease. In come the turns of the supervisor's loop with the time, and the deaths it
-reaped; out go forked children, running the role's main with a `SlotContext`.
+reaped; out go forked children, running the role's main with a `SlotContext`. For a reload (reload.py) an index can
+have two workers for a while, each with a row of the scoreboard for itself: the successor that starts, and the
+predecessor that drains.
 
 A pool does not wait for its children (the supervisor reaps them all in one place), knows no setting and opens
 no connection. Signals, back-off and heartbeats are explained where they are handled, below.
@@ -104,11 +106,14 @@ class Death(NamedTuple):
     exit_code: int  # negative: the signal that killed it, as in subprocess
 
 
-class _Place:
+class Place:
     """One slot with what runs in it now."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, main: WorkerMain) -> None:
         self.slot = slot
+        self.main = main
+        self.is_trial = False  # of a configuration that is not in force yet: not tried again when it dies
+        self.kill_at_ms: int | None = None  # retiring: asked to end, not replaced, killed then
         self.pid: int | None = None
         self.worker = ""
         self.started_ms = 0
@@ -126,24 +131,27 @@ class WorkerPool:
         main: WorkerMain,
         scoreboard: Scoreboard,
         *,
-        first_number: int = 0,
+        rows: range | None = None,
         node: str | None = None,
         owns_leases: bool = False,
+        retire_signal: signal.Signals = signal.SIGTERM,
         in_child: Callable[[], None] = lambda: None,
         report: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ) -> None:
-        """`owns_leases`: the dead are noted in the scoreboard, for the living to reclaim. Two functions run in the
-        children: `in_child` first (the supervisor closes there what is its own alone), `report` with the line of
-        an error that ends the child."""
+        """`rows` of the scoreboard are this pool's; more than `count` of them leave room for successors.
+        `owns_leases`: the dead are noted in the scoreboard, for the living to reclaim. `retire_signal` asks one worker
+        to drain while the daemon goes on. Two functions run in the children: `in_child` first (the supervisor closes
+        there what is its own alone), `report` with the line of an error that ends the child."""
         self.role = role
+        self.rows = rows or range(count)
         self.stopping = False
-        self._main = main
+        self._retire_signal = retire_signal
         self._scoreboard = scoreboard
         self._node = node or node_name()
         self._owns_leases = owns_leases
         self._in_child = in_child
         self._report = report
-        self._places = [_Place(Slot(role, index, first_number + index)) for index in range(count)]
+        self._places = [Place(Slot(role, index, self.rows[index]), main) for index in range(count)]
         self._watched_ms = 0
         self._excused_until_ms = 0
 
@@ -156,8 +164,11 @@ class WorkerPool:
 
     def is_ready(self) -> bool:
         """Whether every slot is filled by a worker that has beaten."""
-        rows = (self._scoreboard.row(place.slot.number) for place in self._places if place.pid)
-        return sum(row[Cell.HEARTBEAT_MS] > 0 for row in rows) == len(self._places)
+        return all(self.has_beaten(place) for place in self._places)
+
+    def has_beaten(self, place: Place) -> bool:
+        """Whether a worker runs there that has said that it works."""
+        return place.pid is not None and self._scoreboard.row(place.slot.number)[Cell.HEARTBEAT_MS] > 0
 
     def turn(self, now_ms: int) -> None:
         """Fill the slots that are due and kill the workers that are stuck. Once a second or more often."""
@@ -172,7 +183,10 @@ class WorkerPool:
                     self._scoreboard.row(place.slot.number)[Cell.RESTARTS] += 1
                     self._fork(place, now_ms)
             elif not self.stopping:
-                self._kill_if_stuck(place, now_ms)
+                if place.kill_at_ms is None:
+                    self._kill_if_stuck(place, now_ms)
+                else:
+                    self._kill_if_overdue(place, now_ms)
 
     def next_due_ms(self) -> int | None:
         """When `turn` has a slot to fill, if any."""
@@ -191,7 +205,9 @@ class WorkerPool:
             self._scoreboard.note_death(place.worker)
         place.pid = None
         lived_ms = now_ms - place.started_ms
-        if not self.stopping:
+        if place.is_trial or place.kill_at_ms is not None:
+            self._places.remove(place)
+        elif not self.stopping:
             excused = death.exit_code == ExitCode.LEASE_LOST
             place.due_ms = now_ms + place.backoff.delay_ms(lived_ms, now_ms, excused=excused)
         _log_death(death, lived_ms, None if place.due_ms is None else place.due_ms - now_ms)
@@ -203,6 +219,48 @@ class WorkerPool:
         for place in self._places:
             place.due_ms = None
         self.signal(signal.SIGTERM)
+
+    # What a reload calls
+
+    def holders(self, index: int) -> list[Place]:
+        """The places of an index that are not retiring."""
+        return [place for place in self._places if place.slot.index == index and place.kill_at_ms is None]
+
+    def top_index(self) -> int:
+        """The highest index in use."""
+        return max((place.slot.index for place in self._places), default=-1)
+
+    def add(self, index: int, main: WorkerMain, now_ms: int, *, is_trial: bool) -> Place | None:
+        """Start a worker for an index, beside the one it may have; None while no row of the scoreboard is free."""
+        used = {place.slot.number for place in self._places}
+        number = next((number for number in self.rows if number not in used), None)
+        if number is None:
+            return None
+        place = Place(Slot(self.role, index, number), main)
+        place.is_trial = is_trial
+        self._places.append(place)
+        self._fork(place, now_ms)
+        return place
+
+    def adopt(self, main: WorkerMain) -> None:
+        """What runs in every slot from its next start on; trials are over."""
+        for place in self._places:
+            place.main = main
+            place.is_trial = False
+
+    def retire(self, place: Place, kill_at_ms: int) -> None:
+        """Ask one worker to drain; it is not replaced, and killed if it still runs then."""
+        if place not in self._places:
+            return
+        if place.pid is None:
+            self._places.remove(place)
+            return
+        place.kill_at_ms = kill_at_ms
+        os.kill(place.pid, self._retire_signal)
+
+    def has(self, place: Place) -> bool:
+        """Whether it is still there."""
+        return place in self._places
 
     def signal(self, signum: signal.Signals) -> None:
         """Send a signal to every worker of the pool."""
@@ -218,7 +276,7 @@ class WorkerPool:
 
     # Watching
 
-    def _kill_if_stuck(self, place: _Place, now_ms: int) -> None:
+    def _kill_if_stuck(self, place: Place, now_ms: int) -> None:
         beaten_ms = self._scoreboard.row(place.slot.number)[Cell.HEARTBEAT_MS]
         silent_ms = now_ms - max(beaten_ms, place.started_ms)
         if silent_ms <= STUCK_MS or now_ms < self._excused_until_ms or place.pid is None:
@@ -228,9 +286,16 @@ class WorkerPool:
         os.kill(place.pid, signal.SIGKILL)  # a stuck loop does not look at its flags; SIGTERM would change nothing
         place.started_ms = now_ms  # dies at once; were it not to, it is killed again in a minute, not every second
 
+    def _kill_if_overdue(self, place: Place, now_ms: int) -> None:
+        if place.kill_at_ms is None or now_ms < place.kill_at_ms or place.pid is None:
+            return
+        oplog.warning("retired_worker_killed", role=self.role, slot=place.slot.index, worker_pid=place.pid)
+        os.kill(place.pid, signal.SIGKILL)
+        place.kill_at_ms = now_ms + STUCK_MS
+
     # Forking
 
-    def _fork(self, place: _Place, now_ms: int) -> None:
+    def _fork(self, place: Place, now_ms: int) -> None:
         slot = place.slot
         place.worker = f"{self._node}.{slot.index}.{secrets.token_hex(8)}"
         place.started_ms = now_ms
@@ -244,7 +309,7 @@ class WorkerPool:
             pid = os.fork()
             if pid == 0:
                 self._be_the_child(place, parent_pid)
-        except OSError as error:  # EAGAIN, ENOMEM: the machine is full just now
+        except OSError as error:  # EAGAIN, ENOMEM: the machine is full just now; a trial is tried again too
             place.due_ms = now_ms + FORK_AGAIN_MS
             oplog.error("fork_failed", role=slot.role, slot=slot.index, error=error.strerror)
             return
@@ -254,7 +319,7 @@ class WorkerPool:
         place.due_ms = None
         oplog.info("worker_started", role=slot.role, slot=slot.index, worker_pid=pid)
 
-    def _be_the_child(self, place: _Place, parent_pid: int) -> NoReturn:
+    def _be_the_child(self, place: Place, parent_pid: int) -> NoReturn:
         """The child's whole life. It leaves by os._exit: what the supervisor would do at its exit is not ours,
         and closing libcurl's multi can block for seconds (DESIGN 7)."""
         code: int = ExitCode.FAILED
@@ -263,7 +328,7 @@ class WorkerPool:
             name_process(f"pb-{place.slot.role}-{place.slot.index}")
             self._in_child()
             shed_supervisor()
-            code = self._main(SlotContext(place.slot, place.worker, self._scoreboard))
+            code = place.main(SlotContext(place.slot, place.worker, self._scoreboard))
         except PostbackdError as error:
             self._report(f"postbackd: {error}")
             code = ExitCode.LEASE_LOST if isinstance(error, LeaseLostError) else error.exit_code

@@ -89,16 +89,15 @@ class Guard(threading.Thread):
         self._drain_timeout_s = drain_timeout_s
         self._drain_delay_s = drain_delay_s
         # SimpleQueue.put may be called in a signal handler that interrupts another put; Event.set may not.
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[float] = queue.SimpleQueue()
         self._python_handler = _sigint_handler()
 
-    def begin_drain(self) -> None:
-        """Called by the signal handler; more than once does no harm."""
-        self._asked.put(None)
+    def begin_drain(self, *, at_once: bool = False) -> None:
+        """Called by the signal handler; more than once does no harm. `at_once`: without the delay."""
+        self._asked.put(0.0 if at_once else self._drain_delay_s)
 
     def run(self) -> None:
-        self._asked.get()
-        time.sleep(self._drain_delay_s)
+        time.sleep(self._asked.get())
         self._stop_accepting()
         started_s = time.monotonic()
         while (passed_s := time.monotonic() - started_s) < self._drain_timeout_s:

@@ -97,7 +97,8 @@ def serve(
     """Run the app until SIGTERM and through the drain: every request that was read is answered.
 
     SIGTERM calls `on_drain` (from then on /ready is to say 503), and after `drain_delay_s` accepting stops and
-    connections are closed as they come to rest. Past `drain_timeout_s` the guard ends the process. `progress`
+    connections are closed as they come to rest. Past `drain_timeout_s` the guard ends the process. SIGUSR2, for a
+    worker that is replaced: the same at once and untold, since the daemon stays ready. `progress`
     counts the requests the app has begun: see `_heartbeat`. Lets blocked signals in; main thread only.
     """
     signal.signal(signal.SIGINT, _ignore)  # bjoern's loop ends by raising one for Python
@@ -109,6 +110,7 @@ def serve(
         guard.begin_drain()
 
     signal.signal(signal.SIGTERM, handle_sigterm)
+    signal.signal(signal.SIGUSR2, lambda _signum, _frame: guard.begin_drain(at_once=True))
     signal.signal(signal.SIGALRM, _heartbeat(beat, progress))
     signal.setitimer(signal.ITIMER_REAL, BEAT_EVERY_S, BEAT_EVERY_S)
     beat()

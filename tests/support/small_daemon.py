@@ -5,6 +5,7 @@ Run as `python -m tests.support.small_daemon FOLDER ROLES section.key=value…`.
 
 Each thing a worker does is a line of FOLDER/events: `ingest 0 begins`, `deliver 1 told`, `deliver 1 ends` and so on.
 A file in FOLDER named after a behaviour (`ignore_term`, `fail_boot`) asks the workers that start from then on for it.
+FOLDER/postbackd.toml is the configuration file, where there is one; delivery workers note its delivery.per_host.
 """
 
 import os
@@ -61,12 +62,13 @@ def ingest(context: SlotContext, settings: Settings, listener: socket.socket, _u
     return ExitCode.OK
 
 
-def deliver(context: SlotContext, _settings: Settings, url: str, _hosts: HostBoard) -> int:
+def deliver(context: SlotContext, settings: Settings, url: str, _hosts: HostBoard) -> int:
     told: list[bool] = []
     ignores = (FOLDER / "ignore_term").exists()
     fail_if_asked()
     note(context, "begins")
     note(context, f"queue at {url}")
+    note(context, f"per_host {settings.delivery.per_host}")
     context.handle_signals(
         {
             signal.SIGTERM: lambda: told.append(True),
@@ -88,10 +90,15 @@ def deliver(context: SlotContext, _settings: Settings, url: str, _hosts: HostBoa
     return ExitCode.OK
 
 
+def read_settings() -> Settings:
+    config = FOLDER / "postbackd.toml"
+    return load(str(config) if config.exists() else None, {}, sys.argv[3:])
+
+
 def main() -> int:
     try:
-        settings = load(None, {}, sys.argv[3:])
-        return Supervisor(settings, frozenset(sys.argv[2].split(",")), Mains(ingest, deliver)).run()
+        roles = frozenset(sys.argv[2].split(","))
+        return Supervisor(read_settings(), roles, Mains(ingest, deliver), read_settings).run()
     except PostbackdError as error:
         print(f"postbackd: {error}", file=sys.stderr)
         return error.exit_code
