@@ -95,7 +95,10 @@ class Sink:
 class Daemon:
     """`postbackd run` with its own data_dir; killed with everything it started when the test ends."""
 
-    def __init__(self, folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver") -> None:
+    def __init__(
+        self, folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver", config: Path | None = None
+    ) -> None:
+        self.config = config
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.data_dir = folder / "var"
@@ -120,6 +123,8 @@ class Daemon:
     def start(self) -> None:
         """Start the daemon and wait until it takes requests (or, without ingest, until its children run)."""
         arguments = [part for setting in self.settings for part in ("--set", setting)]
+        if self.config:
+            arguments += ["-c", str(self.config)]
         self.process = subprocess.Popen(
             [*POSTBACKD, "run", "--roles", self.roles, *arguments],
             stdin=subprocess.DEVNULL,
@@ -188,9 +193,11 @@ class Daemon:
 
 
 @contextmanager
-def running_daemon(folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver") -> Iterator[Daemon]:
+def running_daemon(
+    folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver", config: Path | None = None
+) -> Iterator[Daemon]:
     """A daemon for the length of a with block; its output is shown when the block fails."""
-    daemon = Daemon(folder, settings, roles)
+    daemon = Daemon(folder, settings, roles, config)
     try:
         yield daemon
     except BaseException:

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Clients that post all the time and keep an account of each request: answered, refused, or closed under it."""
+
+import contextlib
+import http.client
+import json
+import threading
+from contextlib import closing
+
+from tests.support.daemon import wait_until
+
+BOUND_S = 60
+
+
+class SteadyLoad:
+    """Half of the threads open a connection for each request, the others keep theirs."""
+
+    def __init__(self, port: int, target: str, threads: int = 8, headers: dict[str, str] | None = None) -> None:
+        self._port = port
+        self._target = target
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self.acknowledged: list[str] = []  # ids
+        self.answers: dict[int, int] = {}  # status → count
+        self.refused: list[str] = []  # connections that could not be made: none may be
+        self.unanswered_new: list[str] = []  # on a connection of its own: none may be
+        self.unanswered_kept: list[str] = []  # on a kept connection that was closed meanwhile: the names of postbacks
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        keeps = number % 2 == 0
+        count = 0
+        while not self._stop.is_set():
+            with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=BOUND_S)) as connection:
+                try:
+                    connection.connect()
+                except OSError as error:
+                    with self._lock:
+                        self.refused.append(repr(error))
+                    continue
+                uses = 0
+                while not self._stop.is_set() and (keeps or uses == 0):
+                    count += 1
+                    if not self._post(connection, f"{number}-{count}", is_new=uses == 0):
+                        break
+                    uses += 1
+
+    def _post(self, connection: http.client.HTTPConnection, name: str, *, is_new: bool) -> bool:
+        endpoint = {"method": "GET", "url": self._target + "/hit?id={@id}&name={name}"}
+        body = json.dumps({"endpoint": endpoint, "data": [{"name": name}]})
+        try:
+            connection.request("POST", "/ingest.php", body, self._headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException):
+            with self._lock:
+                (self.unanswered_new if is_new else self.unanswered_kept).append(name)
+            return False
+        with self._lock:
+            self.answers[response.status] = self.answers.get(response.status, 0) + 1
+            if response.status == 202:
+                self.acknowledged += answer["ids"]
+        return True
+
+    def wait_for_more(self, count: int = 200) -> None:
+        goal = len(self.acknowledged) + count
+        wait_until(lambda: len(self.acknowledged) >= goal, f"{count} more postbacks are acknowledged")
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            with contextlib.suppress(RuntimeError):
+                thread.join()
