@@ -24,18 +24,16 @@ class ChildLines:
         """In a child, which reads nothing."""
         os.close(self._out)
 
-    def print_new(self) -> list[str]:
-        """Print what came and was not printed before; those lines."""
+    def print_new(self) -> None:
+        """Print what came and was not printed before."""
         try:
             lines = os.read(self._out, 65536).splitlines()
         except BlockingIOError:
-            return []
+            return
         new = [line for line in dict.fromkeys(lines) if line not in self._seen]
         self._seen.update(new)
-        texts = [line.decode(errors="replace") for line in new]
-        for text in texts:
-            oplog.message(text)
-        return texts
+        for line in new:
+            oplog.message(line.decode(errors="replace"))
 
     def forget(self) -> None:
         """Print all lines anew: another configuration is being tried."""

@@ -20,7 +20,7 @@ from postbackd.errors import ConfigError, PostbackdError
 from postbackd.limits import raise_descriptor_limit
 from postbackd.rollover import Rollover
 from postbackd.settings import Declaration, Settings, declarations
-from postbackd.worker_pool import WorkerMain, WorkerPool
+from postbackd.worker_pool import SlotContext, WorkerMain, WorkerPool
 
 LEAST_ROOM = 4  # workers of a role that a reload may always ask for
 SLOW_MS = 120_000
@@ -33,6 +33,16 @@ class Plan(NamedTuple):
     setting: str  # that says how many workers
     count: Callable[[Settings], int]
     main: Callable[[Settings], WorkerMain]
+
+    def worker_main(self, settings: Settings) -> WorkerMain:
+        """What a worker with these settings runs."""
+        main = self.main(settings)
+
+        def run(context: SlotContext) -> int:
+            oplog.configure(settings.log.format, settings.log.level)
+            return main(context)
+
+        return run
 
     def rows(self, settings: Settings) -> int:
         """Of the scoreboard, whose size is fixed at the start: room for a reload that asks for more workers, and one
@@ -108,7 +118,7 @@ class Reloader:
         oplog.info("reload_started", changed=",".join(changed) or "nothing")
         limit_ms = int(max(self.settings.delivery.drain_timeout, settings.delivery.drain_timeout) * 1000)
         self._rollovers = [
-            Rollover(pool, plan.main(settings), plan.count(settings), limit_ms + drain_margin_ms)
+            Rollover(pool, plan.worker_main(settings), plan.count(settings), limit_ms + drain_margin_ms)
             for plan, pool in self._pools
         ]
         self.state, self._next, self._started_ms, self._was_slow = State.TRIAL, settings, now_ms, False
@@ -139,6 +149,7 @@ class Reloader:
             self.state, self.settings = State.ROLLING, self._next
             for rollover in self._rollovers:
                 rollover.commit()
+            oplog.configure(self.settings.log.format, self.settings.log.level)
             oplog.info("reload_in_force")
 
     def _look_if_done(self, now_ms: int) -> None:

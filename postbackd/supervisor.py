@@ -146,7 +146,7 @@ class Supervisor:
             pool = WorkerPool(
                 plan.role,
                 plan.count(self._settings),
-                plan.main(self._settings),
+                plan.worker_main(self._settings),
                 scoreboard,
                 rows=rows[plan.role],
                 node=node,

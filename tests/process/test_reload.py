@@ -57,6 +57,16 @@ def test_every_worker_is_replaced_after_its_successor_has_begun(start) -> None:
     assert daemon.survivors() == []
 
 
+def test_form_of_the_operational_log_changes_everywhere(start) -> None:
+    daemon = start(EXTERNAL).wait_until_ready()
+    configure(daemon, '[log]\nformat = "json"\n')
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: '"event":"reload_done"' in daemon.errors.read_text().replace(" ", ""), "it says so as JSON")
+    seen = len(daemon.errors.read_text())
+    assert daemon.end() == 0
+    assert [line for line in daemon.errors.read_text()[seen:].splitlines() if not line.startswith("{")] == []
+
+
 def test_replaced_worker_that_dies_comes_back_with_the_new_settings(start) -> None:
     daemon = start(EXTERNAL).wait_until_ready()
     configure(daemon, "[delivery]\nper_host = 7\n")
