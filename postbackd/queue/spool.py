@@ -18,6 +18,7 @@ from postbackd.scoreboard import monotonic_ms
 
 SEGMENT_BYTES = 16 * 1024 * 1024
 RECOUNT_MS = 200  # how old the sizes of the other processes' files may be
+REFUSE_MS = 1000  # after a failure of the disk: each try would cost a file, and /ready could not tell
 
 
 class Spool:
@@ -34,6 +35,8 @@ class Spool:
         self._files: list[SpoolFile] = []  # oldest first, the active one last
         self._counted_ms = -RECOUNT_MS
         self._total_bytes = 0
+        self._failure = ""
+        self._refuse_until_ms = 0
         self.on_append: Callable[[], None] = lambda: None
 
     def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> None:
@@ -44,9 +47,19 @@ class Spool:
                 file = self._file()
                 self._total_bytes += file.append(0, endpoint_id, record, elements)
             except OSError as error:
-                self._active = None  # whatever failed: this file is not written to again
-                raise SpoolError(self._reason(error)) from None
+                self._give_up_active()
+                self._failure = self._reason(error)
+                self._refuse_until_ms = monotonic_ms() + REFUSE_MS
+                raise SpoolError(self._failure) from None
         self.on_append()
+
+    def _give_up_active(self) -> None:
+        """Whatever failed: this file is not written to again. One without any request goes at once, or a disk that
+        stays full would cost a file and a descriptor a try."""
+        file, self._active = self._active, None
+        if file is not None and file.count == 0:
+            self._files.remove(file)
+            file.remove()
 
     def _reason(self, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -67,6 +80,8 @@ class Spool:
     def refuse_full(self) -> None:
         """Raise SpoolError when nothing more may be spooled."""
         now_ms = monotonic_ms()
+        if now_ms < self._refuse_until_ms:
+            raise SpoolError(self._failure)
         if now_ms - self._counted_ms >= RECOUNT_MS:
             self._counted_ms = now_ms
             self._total_bytes = self.total_bytes()
@@ -105,12 +120,15 @@ class Spool:
                 file.sealed = True
             return file.sealed and file.count == count
 
-    def forget(self, file: SpoolFile) -> None:
-        """The file is about to be removed."""
+    def forget(self, file: SpoolFile) -> bool:
+        """The file is about to be removed; False when it has been already, since it never held a request."""
         with self._lock:
+            if file not in self._files:
+                return False
             self._files.remove(file)
             if self._active is file:
                 self._active = None
+            return True
 
     def take_over(self) -> list[SpoolFile]:
         """Take the files of processes that have ended, oldest first; what was taken is in `pending` from now on."""

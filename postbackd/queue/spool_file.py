@@ -67,10 +67,13 @@ class SpoolFile:
 
     @classmethod
     def take(cls, path: Path) -> "SpoolFile | None":
-        """The file of a process that has ended, its torn end cut off; None when it is locked or gone."""
+        """The file of a process that has ended, its torn end cut off; None when it is locked, gone or unreadable."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except FileNotFoundError:
+            return None
+        except OSError as error:  # another user's, or no descriptor is free: it must not keep us from the others
+            _say_unreadable(path, error)
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +85,12 @@ class SpoolFile:
             return None
         file = cls(path, descriptor)
         file.sealed = True
-        file._measure()
+        try:
+            file._measure()
+        except OSError as error:
+            _say_unreadable(path, error)
+            file.close()
+            return None
         return file
 
     def append(self, shard: int, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
@@ -206,6 +214,10 @@ class SpoolReader:
         if number != self.number or known is None:  # its endpoint record stood in a damaged one
             return None
         return SpooledRequest(number, endpoint_id, known, elements)
+
+
+def _say_unreadable(path: Path, error: OSError) -> None:
+    oplog.error("spool_unreadable", file=str(path), error=error.strerror, hint="its requests wait: tried each minute")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -238,9 +238,9 @@ class SpoolReplay:
         return int(REPLAY_SPOOL.call(wire, keys, arguments))
 
     def _remove(self, progress: _Progress) -> None:
-        self._spool.forget(progress.file)
         del self._progress[progress.file.stream]
-        progress.file.remove()
+        if self._spool.forget(progress.file):
+            progress.file.remove()
         if progress.done:
             oplog.info("spool_replayed", stream=progress.file.stream, requests=progress.done)
 

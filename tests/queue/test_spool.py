@@ -161,12 +161,50 @@ def test_file_is_not_used_again_after_a_failed_fsync(tmp_path: Path, monkeypatch
     with pytest.raises(SpoolError, match="Input/output error"):
         spool.append(EID, b"record", [b"b"])
     monkeypatch.undo()
+    wait_until(lambda: not is_full(spool), "the disk is tried again")
     spool.append(EID, b"record", [b"c"])
     assert [read_all(file) for file in spool.pending()] == [
         [(1, EID, b"record", [b"a"])],
         [(1, EID, b"record", [b"c"])],
     ]
     assert len(files_in(tmp_path)) == 2
+
+
+def test_disk_that_stays_full_costs_no_files_and_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "REFUSE_MS", 0)
+    spool = spool_in(tmp_path)
+    spool.append(EID, b"record", [b"a"])
+    monkeypatch.setattr(os, "write", lambda _descriptor, _data: 0)
+    for _ in range(10):
+        with pytest.raises(SpoolError, match="is full"):
+            spool.append(EID, b"record", [b"b"])
+    monkeypatch.undo()
+    assert [file.path for file in spool.pending()] == files_in(tmp_path)
+    assert len(files_in(tmp_path)) == 1, "only that with a request"
+    spool.append(EID, b"record", [b"c"])
+    assert [read_all(file)[0][3] for file in spool.pending()] == [[b"a"], [b"c"]]
+
+
+def test_full_disk_is_said_before_the_next_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = spool_in(tmp_path)
+    monkeypatch.setattr(os, "write", lambda _descriptor, _data: 0)
+    with pytest.raises(SpoolError):
+        spool.append(EID, b"record", [b"a"])
+    assert is_full(spool), "what /ready asks"
+
+
+def test_file_that_cannot_be_read_keeps_nobody_from_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool = spool_in(tmp_path)
+    spool.append(EID, b"record", [b"a"])
+    abandon(spool)
+    (tmp_path / "spool" / "node.1.0000.spool").symlink_to(tmp_path / "spool")  # opening it fails
+    taken = spool_in(tmp_path).take_over()
+    assert [read_all(file)[0][3] for file in taken] == [[b"a"]]
+    assert "spool_unreadable" in capsys.readouterr().err
 
 
 def test_long_spool_is_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
