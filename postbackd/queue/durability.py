@@ -7,9 +7,10 @@ fsync     the reply of a server that fsyncs before each reply: `appendonly yes` 
 replica   WAIT behind the write, in the same packet: so many replicas have it
 """
 
+import re
 from collections.abc import Callable
 
-from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueUnavailableError
+from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueFullError, QueueUnavailableError
 from postbackd.queue.wire import Wire, pack
 from postbackd.settings import Queue
 
@@ -35,6 +36,15 @@ class Durability:
     def is_enough(self, replicas: int) -> bool:
         """Whether WAIT's answer is as many as wanted."""
         return replicas >= self._replicas
+
+    def judge_connected(self, wire: Wire) -> None:
+        """Raise QueueFullError when too few replicas are connected, at the level that waits for them."""
+        if not self.waits:
+            return
+        found = re.search(rb"connected_slaves:(\d+)", wire.call("INFO", "replication"))
+        count = int(found[1]) if found else 0
+        if not self.is_enough(count):
+            raise QueueFullError(f"{count} of {self._replicas} replicas are connected (queue.durability = replica).")
 
     def judge(self, replicas: int) -> None:
         """WAIT's answer; raises DurabilityTimeoutError when it is too few."""

@@ -72,15 +72,16 @@ class Enqueuer:
         packed = ENQUEUE_ONCE.packed(keys, (body_hash, ids, ONCE_TTL_S, RECORD_TTL_S, record, *elements))
         try:
             reply = self._call_once(packed)
-        except QueueUnavailableError:
+        except QueueUnavailableError as first:
             self._link.drop()
             try:
                 reply = self._call_once(packed)
-            except QueueUnavailableError as error:
-                self._link.lose(error)
+            except (QueueUnavailableError, QueueFullError) as error:
+                if isinstance(error, QueueUnavailableError):
+                    self._link.lose(error)
+                if isinstance(first, QueueUnsureError):  # it may have run, whatever became of the second
+                    raise first from None
                 raise
-        if isinstance(reply, hiredis.ReplyError):
-            raise error_of(reply)
         if reply[0] == b"differs":
             raise IdempotencyConflictError("the key came before with another body")
         if self._durability.waits:
@@ -96,6 +97,8 @@ class Enqueuer:
         if is_noscript(reply):
             wire.call(*ENQUEUE_ONCE.load_command())
             reply = self._exchange(wire, packed)
+        if isinstance(reply, hiredis.ReplyError):
+            raise error_of(reply)
         return reply
 
     def _wire(self, now_ms: int) -> Wire:
@@ -154,10 +157,16 @@ class Enqueuer:
         return reply
 
     def ping(self) -> None:
-        """Return when a request could be enqueued now; raises QueueUnavailableError or QueueFullError."""
+        """Return when a request could be acknowledged now; raises QueueUnavailableError or QueueFullError.
+
+        Asked with a write that changes nothing, since no list is there: a server out of memory and a read-only one
+        answer PING all the same. At level replica also whether enough of them are connected.
+        """
         now_ms = monotonic_ms()
         try:
-            self._wire(now_ms).call("PING")
+            wire = self._wire(now_ms)
+            wire.call("LPUSHX", self._keys.probe, b"")
+            self._durability.judge_connected(wire)
         except QueueUnavailableError as error:
             self._link.lose(error)
             raise

@@ -12,6 +12,7 @@ spooled       str     last request of a spool file that was enqueued, TTL 30 d
 dead_turn     str     one delivery worker of all keeps the dead within their cap, TTL 55 s
 restored      hash    entries of an overflow file that were given back, TTL 30 d
 dead          stream  dead letters;  stats  hash  counters
+probe         none    never there: a write to it tells whether the server takes writes
 num           str     the ingest process that owns a worker number of the ids (no tag: touched by no script)
 """
 
@@ -32,6 +33,7 @@ class Keys:
         self.dead_turn = self._key("dead_turn")
         self.restored = self._key("restored")
         self.stats = self._key("stats")
+        self.probe = self._key("probe")
 
     def _key(self, name: str) -> bytes:
         return (self._base + name).encode()

@@ -143,7 +143,7 @@ class SpoolReplay:
             self._numbers.expire()
             self._say(error)
             return True
-        return bool(self._spool.pending())
+        return bool(self._spool.pending()) or self._numbers.is_due(now_ms)
 
     def _wire(self, now_ms: int) -> Wire:
         wire = self._link.wire(now_ms)

@@ -17,7 +17,7 @@ import msgspec
 from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import MAX_WORKER_NUMBER, IdGenerator
-from postbackd.errors import QueueUnavailableError
+from postbackd.errors import QueueFullError, QueueUnavailableError
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
 from postbackd.queue.wire import Wire
@@ -77,7 +77,7 @@ class WorkerNumber:
             if self._kept is None or not self._renew(wire, self._kept):
                 self._lease_new(wire)
             self._renewed_ms = now_ms
-        except QueueUnavailableError as error:
+        except (QueueUnavailableError, QueueFullError) as error:  # full: a new number is a write, a renewal is none
             if self._kept is None and self._why_none != str(error):
                 oplog.error("worker_number_missing", error=str(error), hint="until there is one, requests get 503")
             self._why_none = str(error)

@@ -145,6 +145,27 @@ def test_full_server_is_said_to_be_full(server: redis.Redis, url: str) -> None:
     assert subject.enqueue(EID, RECORD, [b"c"]) == 2
 
 
+def test_ping_says_what_a_request_would_be_told(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    subject.ping()
+    server.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueFullError, match="maxmemory"):
+            subject.ping()
+    finally:
+        server.config_set("maxmemory", 0)
+    server.replicaof("127.0.0.1", free_port())
+    try:
+        with pytest.raises(QueueUnavailableError, match="READONLY"):
+            subject.ping()
+    finally:
+        server.replicaof("no", "one")
+    subject.ping()
+    assert server.keys("*") == [], "asking leaves nothing behind"
+    with pytest.raises(QueueFullError, match="0 of 1 replicas are connected"):
+        enqueuer_of(url, durability="replica").ping()
+
+
 def test_queue_over_its_depth_refuses_until_there_is_room(server: redis.Redis, url: str) -> None:
     subject = enqueuer_of(url, max_depth=2)
     subject.enqueue(EID, RECORD, [b"a", b"b", b"c"])
@@ -270,6 +291,27 @@ def test_unsure_key_is_asked_again_and_enqueues_once(server: redis.Redis, url: s
     finally:
         thread.join()
     assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
+
+
+def test_unsure_key_stays_unsure_although_the_second_call_is_certain(server: redis.Redis, url: str) -> None:
+    subject = enqueuer_of(url)
+    once(subject, elements=(b"warm",))
+    server.client_pause(60_000, all=False)
+
+    def cut_and_refuse() -> None:
+        wait_until(lambda: any(c["cmd"] == "evalsha" and "b" in c["flags"] for c in server.client_list()), "it waits")
+        server.replicaof("127.0.0.1", free_port())
+        kill_connections(server)
+        server.client_unpause()
+
+    thread = threading.Thread(target=cut_and_refuse)
+    thread.start()
+    try:
+        with pytest.raises(QueueUnsureError):
+            subject.enqueue_once(bytes(15) + b"y", b"h", b"12345678", EID, RECORD, [b"a"])
+    finally:
+        thread.join()
+        server.replicaof("no", "one")
 
 
 # Durability
@@ -501,6 +543,19 @@ def test_successor_takes_the_number_again_also_without_redis(server: redis.Redis
 def test_without_redis_and_without_a_file_there_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(QueueUnavailableError, match="worker number"):
         number_of(f"redis://127.0.0.1:{free_port()}", tmp_path).generator()
+
+
+def test_full_server_gives_no_number_and_ends_nobody(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    server.config_set("maxmemory", 1)
+    try:
+        number = number_of(url, tmp_path)
+    finally:
+        server.config_set("maxmemory", 0)
+    with pytest.raises(QueueUnavailableError, match="maxmemory"):
+        number.generator()
+    assert number.is_due(monotonic_ms()), "asked for again soon"
+    number.renew(Link(url, Clock(), Count()))
+    number.generator()
 
 
 @pytest.mark.parametrize(("over_ms", "is_used"), [(0, True), (1, False)])
