@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from postbackd import oplog
+from postbackd.admin.app import create_app as create_admin_app
+from postbackd.admin.facts import DaemonFacts
+from postbackd.admin.observer import Observer
 from postbackd.clock import Clock
 from postbackd.delivery.curl_options import CurlOptions
 from postbackd.delivery.egress import Policy
@@ -31,6 +34,7 @@ from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
+from postbackd.queue.figures import FigureReader
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
 from postbackd.queue.lease_client import LeaseClient
@@ -48,6 +52,7 @@ from postbackd.settings import Settings
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
+ADMIN_DRAIN_S = 2.0  # whoever looks on needs no more
 SHORT_QUEUE_WAIT_S = 1.0  # where we can do without it for a while
 
 
@@ -149,6 +154,22 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
     return ExitCode.OK
 
 
+def admin_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str, facts: DaemonFacts) -> int:
+    """The admin process: show the daemon until SIGTERM, and keep the dead letters within their cap."""
+    data_dir = Path(settings.data_dir)
+    keys = Keys(settings.queue.prefix)
+    node = context.worker.split(".")[0]
+    route_to(url).watch()
+    reader = FigureReader(url, [Keys(settings.queue.prefix, shard) for shard in range(settings.queue.shards)])
+    observer = Observer(settings, facts, context.scoreboard, node, reader)
+    app = create_admin_app(observer, settings.admin)
+    observer.start()
+    DeadKeeper(url, keys, data_dir, settings.dead).start()
+    serve(listener, app, lambda: None, ADMIN_DRAIN_S, beat=context.beat, progress=lambda: app.requests)
+    observer.stop()
+    return ExitCode.OK
+
+
 class _Flags:
     """What signals ask a delivery worker for, and a descriptor that becomes readable when one comes.
 
@@ -191,15 +212,17 @@ class _Deaths:
         return names
 
 
-def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: HostBoard) -> int:
-    """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest."""
+def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: HostBoard, keeps_dead: bool) -> int:
+    """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest.
+
+    `keeps_dead`: there is no admin process, so one of us looks after the dead letters."""
     flags = _Flags()
     context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
     route_to(url).watch()
     worker = _delivery_worker(context, settings, url, log, flags.fileno(), hosts)
-    if context.index == 0:
+    if keeps_dead and context.index == 0:
         DeadKeeper(url, Keys(settings.queue.prefix), Path(settings.data_dir), settings.dead).start()
     try:
         while not flags.stop:

@@ -23,7 +23,9 @@ def main() -> None:
 @main.command()
 @config_option
 @set_option
-@click.option("--roles", default="ingest,deliver", show_default=True, help="What this daemon does, comma-separated.")
+@click.option(
+    "--roles", default="ingest,deliver,admin", show_default=True, help="What this daemon does, comma-separated."
+)
 def run(config: str | None, overrides: tuple[str, ...], roles: str) -> None:
     """Run the daemon in the foreground."""
     from postbackd.supervisor import run as run_supervisor

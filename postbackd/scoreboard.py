@@ -18,7 +18,7 @@ CELL_BYTES = 8
 RING_ENTRIES = 64
 RING_KEPT = RING_ENTRIES - 1  # readable: the oldest entry may be in the middle of being overwritten
 NAME_BYTES = 128  # one of length, then the name
-HEADER_BYTES = 64  # the death counter, alone on its cache line
+HEADER_BYTES = 64  # the death counter and the phase, which the supervisor writes, on a cache line of their own
 
 
 class Cell(IntEnum):
@@ -44,6 +44,15 @@ class Cell(IntEnum):
     IN_FLIGHT = 17
     WAITING = 18  # claimed and waiting in a lane
     HEARTBEAT_MS = 19  # monotonic; 0 = this incarnation has not said yet that it works
+    PID = 20  # who runs here, or ran here last
+
+
+class Phase(IntEnum):
+    """What the daemon is doing, as its supervisor says."""
+
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
 
 
 FIRST_GAUGE = Cell.IN_FLIGHT
@@ -64,6 +73,7 @@ class Scoreboard:
         self._mapping = mmap.mmap(-1, HEADER_BYTES + rows_bytes + RING_ENTRIES * NAME_BYTES)
         whole = memoryview(self._mapping)
         self._death_count = whole[:CELL_BYTES].cast("q")
+        self._phase = whole[CELL_BYTES : 2 * CELL_BYTES].cast("q")
         self._rows = whole[HEADER_BYTES : HEADER_BYTES + rows_bytes].cast("q")
         self._ring = whole[HEADER_BYTES + rows_bytes :]
 
@@ -83,6 +93,18 @@ class Scoreboard:
     def total(self, cell: Cell) -> int:
         """The sum of one cell over all slots."""
         return sum(self._rows[int(cell) :: CELLS_PER_SLOT])
+
+    def sums(self) -> list[int]:
+        """Every cell summed over all slots, in the order of a row."""
+        return [sum(self._rows[cell::CELLS_PER_SLOT]) for cell in range(CELLS_PER_SLOT)]
+
+    @property
+    def phase(self) -> Phase:
+        return Phase(self._phase[0])
+
+    def set_phase(self, phase: Phase) -> None:
+        """Called by the supervisor alone."""
+        self._phase[0] = phase
 
     def note_death(self, worker: str) -> None:
         """Tell every live delivery worker that this incarnation is dead. Called by the supervisor alone."""

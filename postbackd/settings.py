@@ -142,7 +142,7 @@ class Admin(Section, frozen=True, kw_only=True):
 
     host: Annotated[str, _meta("address to listen on", reload=False)] = "127.0.0.1"
     port: Annotated[Port, _meta("port to listen on", reload=False)] = 8081
-    token: Annotated[str, _meta("bearer token; needed off loopback", later=True, secret=True)] = ""
+    token: Annotated[str, _meta("bearer token; needed off loopback", secret=True)] = ""
     hosts: Annotated[list[str], _meta("Host headers that are answered")] = msgspec.field(
         default_factory=lambda: ["127.0.0.1", "localhost"]
     )

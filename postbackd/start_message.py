@@ -13,7 +13,12 @@ _SAMPLE = string.Template(
 ).substitute(port=SINK_PORT)
 
 
-def start_message(settings: Settings, roles: frozenset[str], listener: socket.socket | None) -> str:
+def start_message(
+    settings: Settings,
+    roles: frozenset[str],
+    listener: socket.socket | None,
+    admin_listener: socket.socket | None = None,
+) -> str:
     """A few lines for a person at a terminal; they do no harm in a service's log."""
     lines = ["postbackd is ready."]
     if listener:
@@ -23,6 +28,8 @@ def start_message(settings: Settings, roles: frozenset[str], listener: socket.so
             f"  try      curl -H 'Content-Type: application/json' -d '{_SAMPLE}' {url}",
             f"           (postbackd sink --port {SINK_PORT} in another terminal shows what arrives)",
         ]
+    if admin_listener:
+        lines.append(f"  look at  {ingest_url(admin_listener, '/')}")
     if "deliver" in roles:
         lines.append(f"  log      {settings.log.path}")
     lines.append(f"  stop     Ctrl-C, or kill {os.getpid()}")

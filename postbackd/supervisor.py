@@ -16,11 +16,13 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from postbackd import __version__, oplog, systemd
+from postbackd.admin.facts import DaemonFacts
 from postbackd.child_lines import ChildLines
 from postbackd.data_dir import DataDir, ProcessRow
 from postbackd.errors import ExitCode
@@ -29,8 +31,8 @@ from postbackd.limits import raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
 from postbackd.queue_minder import QueueMinder
 from postbackd.reload import Plan, Reloader, State
-from postbackd.scoreboard import Scoreboard, monotonic_ms
-from postbackd.server.listener import open_listener
+from postbackd.scoreboard import Phase, Scoreboard, monotonic_ms
+from postbackd.server.listener import open_admin, open_listener
 from postbackd.settings import Settings
 from postbackd.start_message import start_message
 from postbackd.worker_pool import SlotContext, WorkerPool, node_name
@@ -42,7 +44,8 @@ SLOW_START_MS = 15_000
 START_LOOK_MS = 20  # between looks while the workers start: whoever waits for "ready" is told at once
 
 IngestMain = Callable[[SlotContext, Settings, socket.socket, str], int]
-DeliverMain = Callable[[SlotContext, Settings, str, HostBoard], int]
+DeliverMain = Callable[[SlotContext, Settings, str, HostBoard, bool], int]
+AdminMain = Callable[[SlotContext, Settings, socket.socket, str, DaemonFacts], int]
 
 
 class Mains(NamedTuple):
@@ -50,6 +53,7 @@ class Mains(NamedTuple):
 
     ingest: IngestMain
     deliver: DeliverMain
+    admin: AdminMain
 
 
 def run(settings: Settings, roles: frozenset[str], read_again: Callable[[], Settings]) -> int:
@@ -57,9 +61,9 @@ def run(settings: Settings, roles: frozenset[str], read_again: Callable[[], Sett
 
     `read_again` gives the settings that a reload finds; it raises PostbackdError."""
     # Before any fork, so that the workers share the pages of all these modules.
-    from postbackd.children import deliver_main, ingest_main
+    from postbackd.children import admin_main, deliver_main, ingest_main
 
-    return Supervisor(settings, roles, Mains(ingest_main, deliver_main), read_again).run()
+    return Supervisor(settings, roles, Mains(ingest_main, deliver_main, admin_main), read_again).run()
 
 
 class Supervisor:
@@ -73,6 +77,8 @@ class Supervisor:
         self._data_dir = DataDir(settings.data_dir)
         self._queue: QueueMinder | None = None
         self._listener: socket.socket | None = None
+        self._admin_listener: socket.socket | None = None
+        self._scoreboard = Scoreboard(0)
         self._pools: list[WorkerPool] = []  # in the order in which they are stopped
         self._signals_out, self._signals_in = socket.socketpair()
         self._lines = ChildLines()
@@ -114,12 +120,12 @@ class Supervisor:
     # Start
 
     def _boot(self) -> None:
-        if "admin" in self._roles:
-            oplog.warning("role_not_supported_yet", role="admin")
         raise_descriptor_limit(self._settings, self._roles)
         self._data_dir.open()
         if "ingest" in self._roles:
             self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
+        if "admin" in self._roles:
+            self._admin_listener = open_admin(self._settings.admin)
         oplog.info("starting", version=__version__, roles=",".join(sorted(self._roles)), data_dir=self._data_dir.path)
         url = self._settings.queue.url or self._start_queue()
         self._make_pools(url)
@@ -135,32 +141,36 @@ class Supervisor:
         return self._queue.start()
 
     def _make_pools(self, url: str) -> None:
-        plans = self._plans(url)
-        rows, total = {}, 0
-        for plan in reversed(plans):  # delivery first: its rows count like the host board's
+        rows: dict[str, range] = {}
+        plans = self._plans(url, rows)
+        total = 0
+        for plan in sorted(plans, key=lambda plan: plan.role != "deliver"):  # its rows count like the host board's
             rows[plan.role] = range(total, total + plan.rows(self._settings))
             total = rows[plan.role].stop
-        scoreboard = Scoreboard(total)
+        self._scoreboard = Scoreboard(total)
+        doors = {"ingest": self._listener, "admin": self._admin_listener}
         node = node_name()
         for plan in plans:
             pool = WorkerPool(
                 plan.role,
                 plan.count(self._settings),
                 plan.worker_main(self._settings),
-                scoreboard,
+                self._scoreboard,
                 rows=rows[plan.role],
                 node=node,
                 owns_leases=plan.role == "deliver",
                 retire_signal=signal.SIGUSR2 if plan.role == "ingest" else signal.SIGTERM,
-                in_child=partial(self._shed, self._listener if plan.role == "ingest" else None),
+                in_child=partial(self._shed, doors.get(plan.role)),
                 report=self._lines.send,
             )
             self._pools.append(pool)
             self._reloader.add(plan, pool)
 
-    def _plans(self, url: str) -> list[Plan]:
-        """How each role's pool is made of the settings, of these and of those that a reload finds."""
-        mains, plans = self._mains, []
+    def _plans(self, url: str, rows: dict[str, range]) -> list[Plan]:
+        """How each role's pool is made of the settings, of these and of those that a reload finds.
+
+        `rows`: where in the scoreboard each role will be."""
+        mains, door, hosts, plans = self._mains, self._admin_listener, HostBoard(0), []
         if listener := self._listener:
             plans.append(
                 Plan(
@@ -175,10 +185,20 @@ class Supervisor:
                 "deliver",
                 "delivery.workers",
                 lambda settings: worker_count(settings.delivery.workers, per_core=1),
-                lambda settings: lambda context: mains.deliver(context, settings, url, hosts),
+                lambda settings: lambda context: mains.deliver(context, settings, url, hosts, not door),
             )
             hosts = HostBoard(plan.rows(self._settings))
             plans.append(plan)
+        if door:
+            facts = DaemonFacts(time.time_ns() // 1_000_000, self._roles, rows, hosts)
+            plans.append(
+                Plan(
+                    "admin",
+                    "",
+                    lambda settings: 1,
+                    lambda settings: lambda context: mains.admin(context, settings, door, url, facts),
+                )
+            )
         return plans
 
     def _shed(self, door: socket.socket | None) -> None:
@@ -187,8 +207,9 @@ class Supervisor:
         self._signals_in.close()
         self._signals_out.close()
         self._lines.close_reader()
-        if self._listener and self._listener is not door:
-            self._listener.close()
+        for listener in (self._listener, self._admin_listener):
+            if listener and listener is not door:
+                listener.close()
 
     def _listen_for_signals(self) -> None:
         self._signals_in.setblocking(False)
@@ -307,6 +328,7 @@ class Supervisor:
         waiting_for = [pool.role for pool in self._pools if not pool.is_ready()]
         if not waiting_for:
             self._was_ready = True
+            self._scoreboard.set_phase(Phase.RUNNING)
             systemd.notify("READY=1")
             oplog.info("ready", after_s=(now_ms - self._started_ms) / 1000)
             self._announce()
@@ -316,7 +338,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         try:
-            print(start_message(self._settings, self._roles, self._listener), flush=True)
+            print(start_message(self._settings, self._roles, self._listener, self._admin_listener), flush=True)
         except OSError as error:  # standard output is closed or full: the daemon works all the same
             oplog.warning("start_message_lost", error=error.strerror)
 
@@ -325,6 +347,7 @@ class Supervisor:
     def _start_drain(self) -> None:
         self._is_stopping = True
         self._reloader.stop()
+        self._scoreboard.set_phase(Phase.DRAINING)
         systemd.notify("STOPPING=1")
         self._next_stage(monotonic_ms())
 
@@ -358,8 +381,9 @@ class Supervisor:
             pool.signal(signal.SIGKILL)  # none after a drain; all of them after a fault of our own
             for pid in pool.pids():
                 os.waitpid(pid, 0)
-        if self._listener:
-            self._listener.close()
+        for listener in (self._listener, self._admin_listener):
+            if listener:
+                listener.close()
         if self._queue:
             self._queue.stop()
         self._data_dir.close()

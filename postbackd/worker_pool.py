@@ -58,6 +58,7 @@ class SlotContext:
         self.worker = worker
         self.scoreboard = scoreboard
         self.cells = scoreboard.row(slot.number)
+        self.cells[Cell.PID] = os.getpid()
 
     @property
     def role(self) -> str:

@@ -25,6 +25,7 @@ PURE = [
     "delivery.breaker",
     "delivery.egress",
     "delivery.pace",
+    "admin.history",
 ]
 IO_MODULES = {"socket", "redis", "pycurl", "bjoern", "subprocess", "select", "os", "threading", "time", "hiredis"}
 ONLY_IN = {
@@ -32,7 +33,7 @@ ONLY_IN = {
     "hiredis": ["queue."],
     "pycurl": ["delivery.transfer", "delivery.curl_options"],
     "bjoern": ["server."],
-    "falcon": ["ingest"],
+    "falcon": ["ingest", "admin."],
 }
 
 

@@ -10,6 +10,7 @@ ep            str     endpoint record, TTL 30 d from its last use
 once          str     msgpack [body hash, ids] of a request with an Idempotency-Key, TTL 24 h
 spooled       str     last request of a spool file that was enqueued, TTL 30 d
 dead_turn     str     one delivery worker of all keeps the dead within their cap, TTL 55 s
+nodes         hash    daemon → JSON snapshot of it for the others (node, rates, state), TTL 1 h; shard 0 only
 restored      hash    entries of an overflow file that were given back, TTL 30 d
 dead          stream  dead letters;  stats  hash  counters
 probe         none    never there: a write to it tells whether the server takes writes
@@ -31,6 +32,7 @@ class Keys:
         self.clock = self._key("clock")
         self.dead = self._key("dead")
         self.dead_turn = self._key("dead_turn")
+        self.nodes = self._key("nodes")
         self.restored = self._key("restored")
         self.stats = self._key("stats")
         self.probe = self._key("probe")

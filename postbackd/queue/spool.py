@@ -93,18 +93,7 @@ class Spool:
 
     def total_bytes(self) -> int:
         """The size of all spool files of this data_dir, whoever writes them."""
-        total = 0
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(SUFFIX):
-                        try:
-                            total += entry.stat().st_size
-                        except FileNotFoundError:  # replayed and removed meanwhile
-                            continue
-        except FileNotFoundError:
-            return 0
-        return total
+        return spool_size(self.folder)[0]
 
     # For the replay thread
 
@@ -141,6 +130,23 @@ class Spool:
         with self._lock:
             self._files[:0] = taken
         return taken
+
+
+def spool_size(folder: Path) -> tuple[int, int]:
+    """Bytes and number of all spool files in a folder."""
+    total_bytes = files = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX):
+                    try:
+                        total_bytes += entry.stat().st_size
+                    except FileNotFoundError:  # replayed and removed meanwhile
+                        continue
+                    files += 1
+    except FileNotFoundError:
+        return 0, 0
+    return total_bytes, files
 
 
 def _modified_ns(path: Path) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The ingest socket, and bjoern on it from the first request to the end of the drain.
+"""Listening sockets, and bjoern on one from the first request to the end of the drain.
 
-The supervisor opens the socket once and keeps it for its life; every ingest worker inherits it and runs
-`serve` in its main thread. The only importer of bjoern. Facts it rests on (bjoern 3.2.2, server.c): Python's
+The supervisor opens a socket once and keeps it for its life; every ingest worker, or the admin process, inherits it
+and runs `serve` in its main thread. The only importer of bjoern. Facts it rests on (bjoern 3.2.2, server.c): Python's
 signal handlers run in a timer of the loop each 0.1 s; on SIGINT the loop stops accepting, stops that timer
 and returns when the last connection has closed.
 """
@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ import bjoern
 from postbackd import systemd
 from postbackd.errors import BootError
 from postbackd.server.guard import Guard
+from postbackd.settings import Admin
 
 BACKLOG = 1024
 BEAT_EVERY_S = 5.0  # the supervisor calls a worker stuck after 60 s; one wake-up in 5 s costs nothing
@@ -39,8 +41,26 @@ def open_listener(host: str, port: int) -> socket.socket:
     return _prepare(inherited[0])
 
 
-def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
-    """Listen on host and port; a BootError says in one line why that cannot be.
+def open_admin(settings: Admin) -> socket.socket:
+    """The admin app's socket; off loopback only behind a token."""
+    if not settings.token and not is_loopback(settings.host):
+        raise BootError(
+            f"admin.host {settings.host} is reached by others and admin.token is empty: set admin.token "
+            "(openssl rand -hex 16), or admin.host = 127.0.0.1"
+        )
+    return bind(settings.host, settings.port, section="admin")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int, backlog: int = BACKLOG, section: str = "ingest") -> socket.socket:
+    """Listen on host and port; a BootError says in one line why not, and which setting of `section` mends it.
 
     Without SO_REUSEPORT: with it a stopped worker left 41 of 100 connections hanging, and a second daemon
     started unnoticed on the same port.
@@ -52,7 +72,7 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise BootError(
-            f"cannot listen on {host}:{port}: {error.strerror}; set ingest.host to an address of this machine"
+            f"cannot listen on {host}:{port}: {error.strerror}; set {section}.host to an address of this machine"
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by our own TIME_WAITs
@@ -60,18 +80,18 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise BootError(f"cannot listen on {host}:{port}: {_explain_bind(error)}") from error
+        raise BootError(f"cannot listen on {host}:{port}: {_explain_bind(error, section)}") from error
     return _prepare(listener)
 
 
-def _explain_bind(error: OSError) -> str:
+def _explain_bind(error: OSError, section: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "the port is taken; stop what listens there (ss -ltnp shows it) or set ingest.port"
+            return f"the port is taken; stop what listens there (ss -ltnp shows it) or set {section}.port"
         case errno.EACCES:
-            return "ports below 1024 need CAP_NET_BIND_SERVICE; set ingest.port higher or grant it"
+            return f"ports below 1024 need CAP_NET_BIND_SERVICE; set {section}.port higher or grant it"
         case errno.EADDRNOTAVAIL:
-            return "this machine has no such address; set ingest.host"
+            return f"this machine has no such address; set {section}.host"
         case _:
             return os.strerror(error.errno or 0)
 

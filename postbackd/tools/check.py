@@ -7,7 +7,7 @@ Starts nothing and changes nothing. The configuration itself was checked when it
 import os
 import socket
 import ssl
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from postbackd.limits import raise_descriptor_limit
 from postbackd.queue.check import Finding, check_server, losses, persistence_of
 from postbackd.queue.embedded import find_server
 from postbackd.senders import secret_of
-from postbackd.server.listener import bind
+from postbackd.server.listener import bind, is_loopback
 from postbackd.settings import Settings
 
 SHORT_TOKEN = 16
@@ -32,7 +32,8 @@ def check(settings: Settings, config: str | None) -> int:
         _limits(settings),
         _data_dir(settings),
         _log(settings),
-        _port(settings),
+        _port("ingest", settings.ingest.host, settings.ingest.port),
+        _port("admin", settings.admin.host, settings.admin.port),
         _tls(),
         *_doors(settings, config),
     ]
@@ -88,23 +89,23 @@ def _log(settings: Settings) -> Finding:
     return Finding("ok", f"log.path: {path} can be written")
 
 
-def _port(settings: Settings) -> Finding:
-    place = f"{settings.ingest.host}:{settings.ingest.port}"
+def _port(section: str, host: str, port: int) -> Finding:
+    place = f"{host}:{port}"
     try:
         with socket.socket() as probe:  # a daemon of ours that runs already is no fault
             probe.settimeout(1)
-            if probe.connect_ex((settings.ingest.host, settings.ingest.port)) == 0:
-                return Finding("warn", f"ingest: something listens on {place} already; fine if it is this daemon")
-        bind(settings.ingest.host, settings.ingest.port).close()
+            if probe.connect_ex((host, port)) == 0:
+                return Finding("warn", f"{section}: something listens on {place} already; fine if it is this daemon")
+        bind(host, port, section=section).close()
     except (BootError, OSError) as error:
-        return Finding("fail", f"ingest: {error}")
-    return Finding("ok", f"ingest: {place} is free")
+        return Finding("fail", f"{section}: {error}")
+    return Finding("ok", f"{section}: {place} is free")
 
 
 def _doors(settings: Settings, config: str | None) -> list[Finding]:
     """What stands open that a stranger could use."""
     found = []
-    if not settings.ingest.tokens and not _is_loopback(settings.ingest.host):
+    if not settings.ingest.tokens and not is_loopback(settings.ingest.host):
         text = f"ingest: {settings.ingest.host} is open to everybody who reaches it: set ingest.tokens."
         found.append(Finding("warn", text))
     if any(len(secret_of(token)) < SHORT_TOKEN for token in settings.ingest.tokens):
@@ -119,9 +120,11 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
         found.append(
             Finding("warn", "delivery.tls_verify is false: whoever is in between reads and answers postbacks.")
         )
-    if not settings.admin.token and not _is_loopback(settings.admin.host):
-        text = f"admin: {settings.admin.host} is open to everybody who reaches it: set admin.token or admin.host."
-        found.append(Finding("warn", text))
+    if not settings.admin.token and not is_loopback(settings.admin.host):
+        text = (
+            f"admin: {settings.admin.host} is reached by others: set admin.token or admin.host, or run without admin."
+        )
+        found.append(Finding("fail", text))
     for path in (Path(settings.data_dir), Path(settings.log.path), *([Path(config)] if config else [])):
         if _others_read(path) and not (str(path) == config and not _has_secrets(settings)):
             found.append(Finding("warn", f"{path} can be read by others on this machine: chmod o= {path}"))
@@ -130,13 +133,6 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
 
 def _has_secrets(settings: Settings) -> bool:
     return bool(settings.ingest.tokens or "@" in settings.queue.url)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _others_read(path: Path) -> bool:

@@ -96,7 +96,11 @@ class Daemon:
     """`postbackd run` with its own data_dir; killed with everything it started when the test ends."""
 
     def __init__(
-        self, folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver", config: Path | None = None
+        self,
+        folder: Path,
+        settings: Sequence[str] = (),
+        roles: str = "ingest,deliver,admin",
+        config: Path | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -105,12 +109,14 @@ class Daemon:
         self.log_path = folder / "deliveries.jsonl"
         self.port = free_port()
         self.queue_port = free_port()
+        self.admin_port = free_port()
         self.roles = roles
         self.settings = [
             f"data_dir={self.data_dir}",
             f"log.path={self.log_path}",
             f"ingest.port={self.port}",
             f"queue.port={self.queue_port}",
+            f"admin.port={self.admin_port}",
             "ingest.workers=2",
             "delivery.workers=1",
             'security.allow_networks=["127.0.0.0/8"]',
@@ -147,6 +153,16 @@ class Daemon:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    def stats(self) -> dict[str, Any]:
+        """What the admin app tells of this daemon."""
+        status, answer = http("GET", f"{self.admin_url}/stats")
+        assert status == 200, answer
+        return dict(answer)
 
     def post(self, body: object) -> tuple[int, Any]:
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -194,7 +210,7 @@ class Daemon:
 
 @contextmanager
 def running_daemon(
-    folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver", config: Path | None = None
+    folder: Path, settings: Sequence[str] = (), roles: str = "ingest,deliver,admin", config: Path | None = None
 ) -> Iterator[Daemon]:
     """A daemon for the length of a with block; its output is shown when the block fails."""
     daemon = Daemon(folder, settings, roles, config)

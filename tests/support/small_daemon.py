@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from postbackd.admin.facts import DaemonFacts
 from postbackd.errors import BootError, ExitCode, PostbackdError
 from postbackd.host_board import HostBoard
 from postbackd.scoreboard import Cell
@@ -62,7 +63,7 @@ def ingest(context: SlotContext, settings: Settings, listener: socket.socket, _u
     return ExitCode.OK
 
 
-def deliver(context: SlotContext, settings: Settings, url: str, _hosts: HostBoard) -> int:
+def deliver(context: SlotContext, settings: Settings, url: str, _hosts: HostBoard, _keeps_dead: bool) -> int:
     told: list[bool] = []
     ignores = (FOLDER / "ignore_term").exists()
     fail_if_asked()
@@ -90,6 +91,10 @@ def deliver(context: SlotContext, settings: Settings, url: str, _hosts: HostBoar
     return ExitCode.OK
 
 
+def admin(context: SlotContext, settings: Settings, listener: socket.socket, _url: str, _facts: DaemonFacts) -> int:
+    return ingest(context, settings, listener, "")
+
+
 def read_settings() -> Settings:
     config = FOLDER / "postbackd.toml"
     return load(str(config) if config.exists() else None, {}, sys.argv[3:])
@@ -98,7 +103,7 @@ def read_settings() -> Settings:
 def main() -> int:
     try:
         roles = frozenset(sys.argv[2].split(","))
-        return Supervisor(read_settings(), roles, Mains(ingest, deliver), read_settings).run()
+        return Supervisor(read_settings(), roles, Mains(ingest, deliver, admin), read_settings).run()
     except PostbackdError as error:
         print(f"postbackd: {error}", file=sys.stderr)
         return error.exit_code
