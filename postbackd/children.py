@@ -49,6 +49,7 @@ from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.senders import Senders
 from postbackd.server.listener import serve
 from postbackd.settings import Settings
+from postbackd.signing import SigningKeys
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
@@ -133,6 +134,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         settings.ingest,
         settings.template,
         settings.security.schemes,
+        SigningKeys(settings.security.signing_keys),
         settings.retry.expires_after,
         Senders(settings.ingest.tokens),
         queue,

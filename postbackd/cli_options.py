@@ -34,12 +34,14 @@ def load_settings(config: str | None, overrides: tuple[str, ...]) -> Settings:
     from postbackd.queue.durability import Durability
     from postbackd.senders import Senders
     from postbackd.settings_loader import load
+    from postbackd.signing import SigningKeys
 
     settings = load(config, os.environ, overrides)
     Policy(settings.security.allow_networks, settings.security.deny_networks)
     retried_statuses(settings.retry.statuses)
     Durability(settings.queue)
     Senders(settings.ingest.tokens)
+    SigningKeys(settings.security.signing_keys)
     return settings
 
 

@@ -49,6 +49,7 @@ class ErrorClass(IntEnum):
     EXPIRED = 14
     TOO_LARGE = 15
     ENDPOINT_MISSING = 16  # never logged as an error: only the trail of a postback parked for its record
+    SIGNING_KEY_MISSING = 17  # logged as render_error, but tried again
 
 
 class BodyTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +60,10 @@ class BodyTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An endpoint as it is stored: checked, complete, and without what equals the default."""
+    """An endpoint as it is stored: checked, complete, and without what equals the default.
+
+    Members are added at the end, with a default: stored records and the ids of all endpoints stay as they are.
+    """
 
     method: str
     url: str
@@ -71,6 +75,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     schedule: tuple[float, ...] | None = None
     timeout: float | None = None
     fields: tuple[str, ...] = ()
+    sign: str | None = None  # the name of a key
 
 
 class Item(msgspec.Struct):

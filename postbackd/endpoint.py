@@ -7,7 +7,7 @@ only to see that it can be.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NoReturn
 
 import msgspec
@@ -15,6 +15,7 @@ import msgspec
 from postbackd import codec
 from postbackd.codec import BodyTemplate, EndpointRecord
 from postbackd.errors import RequestError
+from postbackd.signing import RESERVED_HEADERS
 from postbackd.template import CompiledEndpoint, optional_fields, placeholders, render_form
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
@@ -23,7 +24,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 METHODS_WITH_JSON = frozenset({"POST", "PUT", "PATCH"})
 METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD"})
 UNMATCHED = ("empty", "keep", "drop_param", "fail")
-LATER_MEMBERS = frozenset({"success", "sign"})
+LATER_MEMBERS = frozenset({"success"})
 MAX_HEADERS = 64
 MAX_TEMPLATE_BYTES = 65_536
 MAX_WAIT_S = 2_505_600  # 29 days: the record's own life is 30
@@ -58,6 +59,7 @@ class EndpointSpec(msgspec.Struct, forbid_unknown_fields=True):
     unmatched: str | None = None
     retry: RetrySpec | None = None
     timeout: float | None = None
+    sign: str | None = None
 
 
 class IngestEndpoint:
@@ -133,13 +135,21 @@ _decode_spec = msgspec.json.Decoder(EndpointSpec).decode
 
 
 def compile_endpoint(
-    text: bytes, *, default: str, unmatched: str, allow_host: bool, schemes: Sequence[str]
+    text: bytes,
+    *,
+    default: str,
+    unmatched: str,
+    allow_host: bool,
+    schemes: Sequence[str],
+    signing_keys: Container[str] = (),
 ) -> IngestEndpoint:
-    """Check an endpoint and make its record; `default` and `unmatched` are the configuration's. Raises RequestError."""
+    """Check an endpoint and make its record; all but the text is the configuration's. Raises RequestError."""
     try:
         spec = _decode_spec(text)
     except msgspec.ValidationError as error:
         raise _validation_error(error) from None
+    if spec.sign is not None and spec.sign not in signing_keys:
+        _refuse("unknown_signing_key", "sign", f"There is no key {spec.sign[:80]!r} in security.signing_keys.")
     record = _record(spec, default, unmatched)
     if len(record.url) > MAX_TEMPLATE_BYTES:
         _refuse("invalid_url", "url", f"The URL template is over {MAX_TEMPLATE_BYTES} characters.")
@@ -194,13 +204,14 @@ def _record(spec: EndpointSpec, default: str, unmatched: str) -> EndpointRecord:
     return EndpointRecord(
         method=method,
         url=spec.url,
-        headers=_headers(spec.headers),
+        headers=_headers(spec.headers, spec.sign is not None),
         body=_body(spec.body, method),
         default=default if spec.default is None else spec.default,
         unmatched=unmatched if spec.unmatched is None else spec.unmatched,
         max_attempts=max_attempts,
         schedule=schedule,
         timeout=spec.timeout,
+        sign=spec.sign,
     )
 
 
@@ -219,7 +230,7 @@ def _retry(spec: RetrySpec | None) -> tuple[int | None, tuple[float, ...] | None
     return spec.max_attempts, tuple(spec.schedule)
 
 
-def _headers(headers: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def _headers(headers: dict[str, str], is_signed: bool) -> tuple[tuple[str, str], ...]:
     if len(headers) > MAX_HEADERS:
         _refuse("invalid_header", "headers", f"There are {len(headers)} headers; at most {MAX_HEADERS} are taken.")
     seen: set[str] = set()
@@ -229,6 +240,8 @@ def _headers(headers: dict[str, str]) -> tuple[tuple[str, str], ...]:
             _refuse("invalid_header", path, f"{name[:80]!r} is no header name by RFC 9110.")
         if lower in FORBIDDEN_HEADERS or lower.startswith("proxy-"):
             _refuse("invalid_header", path, f"The header {name} is set by the transfer itself: leave it out.")
+        if is_signed and lower.startswith(RESERVED_HEADERS):
+            _refuse("invalid_header", path, f"The header {name} is the signature's (`sign` is set): leave it out.")
         if lower in seen:
             _refuse("invalid_header", path, f"The header {name} stands there twice (names differ in case only).")
         seen.add(lower)

@@ -8,7 +8,7 @@ error of the table in docs/api.md and nothing queued. A Falcon app whose `__call
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Protocol
 
 import falcon
@@ -109,6 +109,7 @@ class IngestDoor:
         settings: IngestSettings,
         template: TemplateSettings,
         schemes: Sequence[str],
+        signing_keys: Container[str],
         expires_after_s: float,
         senders: Senders,
         queue: Queue,
@@ -119,6 +120,7 @@ class IngestDoor:
         self._max_items = settings.max_items
         self._template = template
         self._schemes = schemes
+        self._signing_keys = signing_keys
         self._expires_after_s = expires_after_s
         self._senders = senders
         self._queue = queue
@@ -235,6 +237,7 @@ class IngestDoor:
                 unmatched=template.unmatched,
                 allow_host=template.allow_host,
                 schemes=self._schemes,
+                signing_keys=self._signing_keys,
             )
             if len(self._endpoints) >= ENDPOINT_CACHE_SIZE:
                 del self._endpoints[next(iter(self._endpoints))]

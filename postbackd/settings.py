@@ -156,7 +156,9 @@ class Security(Section, frozen=True, kw_only=True):
     schemes: Annotated[list[Literal["http", "https"]], _meta("schemes an endpoint may have")] = msgspec.field(
         default_factory=lambda: ["http", "https"]
     )
-    signing_keys: Annotated[dict[str, str], _meta("keys by name", later=True, secret=True)] = {}
+    signing_keys: Annotated[
+        dict[str, str | list[str]], _meta("name = whsec_ secret, or several: all of them sign", secret=True)
+    ] = {}
 
 
 class Host(Section, frozen=True, kw_only=True):

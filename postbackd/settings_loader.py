@@ -33,11 +33,13 @@ def load(path: str | None, environ: Mapping[str, str], overrides: Sequence[str])
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
         if variable.startswith(ENVIRONMENT_PREFIX) and ("__" in name or name == "data_dir"):
             _put(table, origins, name.split("__", 1), text, f"environment variable {variable}")
+    shown = {f"{d.section}.{d.name}".lstrip(".") for d in declarations() if not d.secret}  # others may hold a secret
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: write it as section.key=value")
-        _put(table, origins, _split_name(name.strip()), text.strip(), f"--set {override}")
+        origin = f"--set {override if name.strip() in shown else name.strip() + '=…'}"
+        _put(table, origins, _split_name(name.strip()), text.strip(), origin)
     _check_names(table, origins)
     settings = _convert(table, origins)
     _check_values(settings)
@@ -156,6 +158,13 @@ def _format_toml(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _masked(value: object) -> object:
+    """A secret with only its shape left: how many there are, and the names of those that have one."""
+    if isinstance(value, dict):
+        return dict.fromkeys(value, "***")
+    return ["***"] * len(value) if isinstance(value, list) else "***"
+
+
 def render_toml(settings: Settings) -> str:
     """The settings as a commented TOML file, one a line with unit and meaning; secrets are masked."""
     lines: list[str] = ["# postbackd: every setting with its value. Durations are seconds, sizes bytes."]
@@ -165,10 +174,7 @@ def render_toml(settings: Settings) -> str:
             section = declaration.section
             lines += ["", f"[{section}]"]
         value = _value_of(settings, declaration)
-        if declaration.secret and value:
-            shown = '"***"' if isinstance(value, str) else _format_toml(["***"] * len(value))  # type: ignore[arg-type]
-        else:
-            shown = _format_toml(value)
+        shown = _format_toml(_masked(value) if declaration.secret and value else value)
         unit = f" [{declaration.unit}]" if declaration.unit else ""
         later = " (not supported yet)" if declaration.later else ""
         lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{later}")

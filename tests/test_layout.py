@@ -18,6 +18,7 @@ PURE = [
     "endpoint",
     "request",
     "idempotency",
+    "signing",
     "delivery.outcome",
     "delivery.schedule",
     "delivery.lane",

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from postbackd.codec import CodecError, decode_record
+from postbackd.codec import CodecError, decode_record, format_id
 from postbackd.delivery.curl_options import Profile
 from postbackd.delivery.names import address_name
 from postbackd.settings import Settings
+from postbackd.signing import SigningKeys
 from postbackd.template import CompiledEndpoint, Rendered
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
@@ -20,6 +21,7 @@ class Endpoint:
     """A compiled endpoint, or the fault of a record that cannot be compiled (`compiled` is None then)."""
 
     __slots__ = (
+        "_keys",
         "_settings",
         "compiled",
         "constant_profile",
@@ -29,11 +31,14 @@ class Endpoint:
         "is_at_address",
         "line_format",
         "method_json",
+        "missing_key",
     )
 
-    def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings) -> None:
+    def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings, keys: SigningKeys) -> None:
         self._settings = settings
+        self._keys = keys
         self.constant_profile: Profile | None = None  # None where a header or the host varies
+        self.missing_key: str | None = None  # why it cannot be signed now
         self.is_at_address = False  # its host is an address as it is written: nothing to look up
         self.line_format = b""  # of a delivered line; the recorder's
         self.compiled: CompiledEndpoint | None = None
@@ -51,13 +56,23 @@ class Endpoint:
         if compiled.host_key:
             self.host_json = msgspec.json.encode(compiled.host_key)
             self.is_at_address = address_name(compiled.host_key) is None
-        if compiled.has_constant_headers and compiled.host_key:
+        if compiled.record.sign is not None and compiled.record.sign not in keys:
+            self.missing_key = (
+                f"this worker's security.signing_keys has no {compiled.record.sign!r}, and unsigned it is not sent: "
+                "add the key, or give the postbacks up by postbackd dead"
+            )
+        if compiled.has_constant_headers and compiled.host_key and compiled.record.sign is None:
             self.constant_profile = self._make_profile(compiled, compiled.host_key, compiled.constant_headers)
 
-    def profile(self, rendered: Rendered) -> Profile:
-        """What libcurl is told beside URL and body, where that varies from postback to postback."""
+    def profile(self, rendered: Rendered, postback_id: int, now_ms: int) -> Profile:
+        """What libcurl is told beside URL and body, where that varies from postback to postback or from attempt to
+        attempt, as a signature does: it has the time of the attempt, `now_ms`, and the id that never changes."""
         assert self.compiled is not None
-        return self._make_profile(self.compiled, rendered.host_key, rendered.headers)
+        headers, key = rendered.headers, self.compiled.record.sign
+        if key is not None:
+            signature = self._keys.headers(key, format_id(postback_id), now_ms // 1000, rendered.body)
+            headers = [*headers, *signature]
+        return self._make_profile(self.compiled, rendered.host_key, headers)
 
     def _make_profile(self, compiled: CompiledEndpoint, host_key: str, headers: Sequence[bytes]) -> Profile:
         record, settings = compiled.record, self._settings
@@ -75,6 +90,7 @@ class Endpoints:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._keys = SigningKeys(settings.security.signing_keys)
         self._endpoints: dict[bytes, Endpoint] = {}
         self.get = self._endpoints.get
 
@@ -82,7 +98,7 @@ class Endpoints:
         """Compile a record and keep it."""
         if len(self._endpoints) >= MAX_ENDPOINTS:
             del self._endpoints[next(iter(self._endpoints))]
-        self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._settings)
+        self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._settings, self._keys)
 
     def clear(self) -> None:
         """Forget all: the server is another one, or one that came back."""

@@ -18,6 +18,9 @@ Kind = Literal["delivered", "retry", "dead"]
 # Errors that no retry mends, and the reason of their death.
 _FINAL = {ErrorClass.BLOCKED: "blocked", ErrorClass.RENDER_ERROR: "render_error", ErrorClass.TOO_LARGE: "render_error"}
 
+# Tried again, unlike others of the class it is logged as: a reload is under way, or the configuration is being mended.
+_LOGGED_AS = {ErrorClass.SIGNING_KEY_MISSING: ErrorClass.RENDER_ERROR}
+
 
 class Outcome(NamedTuple):
     """What becomes of a postback after an attempt."""
@@ -61,6 +64,7 @@ class RetryPolicy:
             code = int(error)
             if error in _FINAL:
                 return Outcome("dead", _FINAL[error], error, code, 0)
+            error = _LOGGED_AS.get(error, error)
         attempt = item.attempt
         if attempt >= (record.max_attempts or self._max_attempts):
             return Outcome("dead", "attempts_exhausted", error, code, 0)
@@ -77,7 +81,15 @@ class RetryPolicy:
 
 ASKS_FOR_PAUSE = frozenset({429, 503})  # with Retry-After: the whole host's business
 
-_NOT_THE_HOSTS = frozenset({ErrorClass.BLOCKED, ErrorClass.RENDER_ERROR, ErrorClass.TOO_LARGE, ErrorClass.EXPIRED})
+_NOT_THE_HOSTS = frozenset(
+    {
+        ErrorClass.BLOCKED,
+        ErrorClass.RENDER_ERROR,
+        ErrorClass.TOO_LARGE,
+        ErrorClass.EXPIRED,
+        ErrorClass.SIGNING_KEY_MISSING,
+    }
+)
 
 
 def is_host_fault(error: ErrorClass | None, status: int | None) -> bool:

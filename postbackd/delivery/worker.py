@@ -170,6 +170,12 @@ class DeliveryWorker:
             return
         delivery.started_ms = server_ms
         endpoint = delivery.endpoint
+        if endpoint.missing_key is not None:
+            self._recorder.attempt_ended(
+                delivery, no_transfer(ErrorClass.SIGNING_KEY_MISSING, endpoint.missing_key), server_ms
+            )
+            self._lanes.done(host_key, now_ms)
+            return
         resolve = None
         if not endpoint.is_at_address:
             found = self._names.look_up(host_key, rendered.url.partition(":")[0], now_ms)
@@ -183,7 +189,7 @@ class DeliveryWorker:
                 self._attempt_failed(host_key, result, kind == "dead", now_ms)
                 return
             resolve = found.resolve
-        profile = endpoint.constant_profile or endpoint.profile(rendered)
+        profile = endpoint.constant_profile or endpoint.profile(rendered, delivery.item.postback_id, server_ms)
         self._transfers.start(delivery, profile, rendered.url, rendered.body, resolve)
 
     def _render(self, delivery: Delivery, server_ms: int) -> Rendered | None:

@@ -19,6 +19,7 @@ from postbackd.queue.embedded import find_server
 from postbackd.senders import secret_of
 from postbackd.server.listener import bind, is_loopback
 from postbackd.settings import Settings
+from postbackd.signing import SHORT_SECRET_BYTES, SigningKeys
 
 SHORT_TOKEN = 16
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -110,6 +111,9 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
         found.append(Finding("warn", text))
     if any(len(secret_of(token)) < SHORT_TOKEN for token in settings.ingest.tokens):
         found.append(Finding("warn", f"ingest.tokens: one has under {SHORT_TOKEN} characters: openssl rand -hex 16"))
+    if short := SigningKeys(settings.security.signing_keys).short():
+        text = f"security.signing_keys: {', '.join(short)}: a secret has under {SHORT_SECRET_BYTES} bytes"
+        found.append(Finding("warn", f'{text}: echo "whsec_$(openssl rand -base64 32)"'))
     inside = [
         network for network in settings.security.allow_networks if not ip_network(network, strict=False).is_global
     ]
@@ -132,7 +136,7 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
 
 
 def _has_secrets(settings: Settings) -> bool:
-    return bool(settings.ingest.tokens or "@" in settings.queue.url)
+    return bool(settings.ingest.tokens or settings.security.signing_keys or "@" in settings.queue.url)
 
 
 def _others_read(path: Path) -> bool:

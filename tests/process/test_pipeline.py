@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A POST at /ingest.php becomes delivered, logged HTTP requests: real processes from end to end."""
 
+import base64
 import json
 import subprocess
 from datetime import datetime
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks.webhooks import Webhook
 
 from postbackd.codec import accept_ms
 from tests.support.daemon import POSTBACKD, Daemon, Sink, free_port, http, running_daemon, running_sink, wait_until
 
 SAMPLE_DATA = [{"key": "Azureus", "value": "Dendrobates"}, {"key": "Phyllobates", "value": "Terribilis"}]
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 LOG_FIELDS = [
     "time",
     "id",
@@ -44,7 +47,8 @@ def sink(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory):
-    with running_daemon(tmp_path_factory.mktemp("daemon"), ["retry.schedule=[0.2]"]) as started:
+    settings = ["retry.schedule=[0.2]", f'security.signing_keys={{partner = "{SECRET}"}}']
+    with running_daemon(tmp_path_factory.mktemp("daemon"), settings) as started:
         yield started
 
 
@@ -59,6 +63,17 @@ def deliver(daemon: Daemon, request: dict) -> list[str]:
         "every postback is delivered or dead",
     )
     return ids
+
+
+def test_signed_postback_is_verified_by_its_receiver(daemon: Daemon, sink: Sink) -> None:
+    for method, path in [("POST", "/signed/post"), ("GET", "/signed/get")]:
+        endpoint = {"method": method, "url": sink.url + path, "sign": "partner"}
+        [postback_id] = deliver(daemon, {"endpoint": endpoint, "data": {"k": "é"}})
+        wait_until(lambda path=path: requests_to(sink, path), "the sink has it")
+        [request] = requests_to(sink, path)
+        assert request["headers"]["webhook-id"] == postback_id
+        Webhook(SECRET).verify(request["body"], request["headers"], json_parse=method == "POST")
+    assert SECRET not in daemon.output.read_text() + daemon.log_path.read_text()
 
 
 def lines_of(daemon: Daemon, postback_id: str) -> list[dict]:
@@ -233,7 +248,7 @@ REFUSED = [
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{"@":1}]}', 422, "invalid_type", "data[0].@"),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{},{"@":{"delay":-1}}]}', 422, "invalid_value", "data[1].@.delay"),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"delay":2500000}', 422, "too_far_ahead", "delay"),
-    (b'{"endpoint":{"method":"GET","url":"http://a/","sign":"k"},"data":[{}]}', 422, "not_supported_yet", "endpoint.sign"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/","sign":"k"},"data":[{}]}', 422, "unknown_signing_key", "endpoint.sign"),
     (b'{"endpoint":{"method":"GET","url":"http://a/","success":{}},"data":[{}]}', 422, "not_supported_yet", "endpoint.success"),
     (b'{"endpoint":{"method":"BREW","url":"http://a/"},"data":[{}]}', 422, "invalid_method", "endpoint.method"),
     (b'{"endpoint":{"method":"GET","url":"ftp://a/"},"data":[{}]}', 422, "invalid_url", "endpoint.url"),

@@ -38,7 +38,8 @@ REFUSED = [
     ({**GET, "url": "http://h/{x"}, "invalid_template", "url"),
     ({**GET, "url": "http://h/" + "x" * 70_000}, "invalid_url", "url"),
     ({**GET, "nope": 1}, "unknown_member", "nope"),
-    ({**GET, "sign": "k"}, "not_supported_yet", "sign"),
+    ({**GET, "sign": "k"}, "unknown_signing_key", "sign"),
+    ({**GET, "sign": 1}, "invalid_type", "sign"),
     ({**GET, "success": {}}, "not_supported_yet", "success"),
     ({**GET, "retry": {"max_attempts": 0}}, "invalid_value", "retry.max_attempts"),
     ({**GET, "retry": {"max_attempts": 26}}, "invalid_value", "retry.max_attempts"),
@@ -78,6 +79,15 @@ def test_bad_endpoint_is_refused_where_its_fault_is(endpoint: dict[str, Any], co
 def test_headers_of_the_connection_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match="leave it out"):
         make({**GET, "headers": {name: "x"}})
+
+
+@pytest.mark.parametrize("name", ["webhook-id", "Webhook-Timestamp", "WEBHOOK-SIGNATURE", "webhook-anything"])
+def test_webhook_headers_are_the_signatures_where_there_is_one(name: str) -> None:
+    assert record_of({**GET, "headers": {name: "x"}}).sign is None
+    with pytest.raises(RequestError, match="leave it out") as caught:
+        make({**GET, "headers": {name: "x"}, "sign": "k"}, signing_keys={"k"})
+    assert (caught.value.code, caught.value.path) == ("invalid_header", f"endpoint.headers.{name}")
+    assert record_of({**GET, "sign": "k"}, signing_keys={"k"}).sign == "k"
 
 
 def test_scheme_can_be_forbidden() -> None:
