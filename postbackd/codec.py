@@ -50,6 +50,7 @@ class ErrorClass(IntEnum):
     TOO_LARGE = 15
     ENDPOINT_MISSING = 16  # never logged as an error: only the trail of a postback parked for its record
     SIGNING_KEY_MISSING = 17  # logged as render_error, but tried again
+    HTTP_2XX = 18  # an answer that is a success elsewhere, but not by the endpoint's own rule
 
 
 class BodyTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,6 +58,13 @@ class BodyTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     template: str
     content_type: str
+
+
+class SuccessRule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What the endpoint's owner takes for a success, in place of any 2xx."""
+
+    status: tuple[int | str, ...] | None = None  # numbers and classes as "2xx"; None: 2xx
+    body_contains: str | None = None
 
 
 class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -76,6 +84,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     timeout: float | None = None
     fields: tuple[str, ...] = ()
     sign: str | None = None  # the name of a key
+    success: SuccessRule | None = None
 
 
 class Item(msgspec.Struct):

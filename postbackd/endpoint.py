@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from postbackd import codec
-from postbackd.codec import BodyTemplate, EndpointRecord
+from postbackd.codec import BodyTemplate, EndpointRecord, SuccessRule
 from postbackd.errors import RequestError
 from postbackd.signing import RESERVED_HEADERS
+from postbackd.statuses import parse_statuses
 from postbackd.template import CompiledEndpoint, optional_fields, placeholders, render_form
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
@@ -24,9 +25,9 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 METHODS_WITH_JSON = frozenset({"POST", "PUT", "PATCH"})
 METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD"})
 UNMATCHED = ("empty", "keep", "drop_param", "fail")
-LATER_MEMBERS = frozenset({"success"})
 MAX_HEADERS = 64
 MAX_TEMPLATE_BYTES = 65_536
+MAX_CONTAINED = 1024  # characters of success.body_contains
 MAX_WAIT_S = 2_505_600  # 29 days: the record's own life is 30
 # Those that frame the message or belong to one connection; Host would name another site than the URL.
 FORBIDDEN_HEADERS = frozenset(
@@ -60,6 +61,7 @@ class EndpointSpec(msgspec.Struct, forbid_unknown_fields=True):
     retry: RetrySpec | None = None
     timeout: float | None = None
     sign: str | None = None
+    success: SuccessRule | None = None
 
 
 class IngestEndpoint:
@@ -212,7 +214,28 @@ def _record(spec: EndpointSpec, default: str, unmatched: str) -> EndpointRecord:
         schedule=schedule,
         timeout=spec.timeout,
         sign=spec.sign,
+        success=_success(spec.success, method),
     )
+
+
+def _success(rule: SuccessRule | None, method: str) -> SuccessRule | None:
+    if rule is None:
+        return None
+    if rule.status is None and rule.body_contains is None:
+        _refuse("invalid_value", "success", '`success` has `status`, as ["2xx", 302], or `body_contains`, or both.')
+    if rule.status is not None:
+        try:
+            is_met = any(status >= 200 for status in parse_statuses(rule.status))
+        except ValueError as error:
+            _refuse("invalid_value", "success.status", f"{error}.")
+        if not is_met:
+            _refuse("invalid_value", "success.status", "No final answer has such a status: list some from 200 to 599.")
+    if rule.body_contains is not None:
+        if not 1 <= len(rule.body_contains) <= MAX_CONTAINED:
+            _refuse("invalid_value", "success.body_contains", f"It has 1 to {MAX_CONTAINED} characters.")
+        if method == "HEAD":
+            _refuse("invalid_value", "success.body_contains", "An answer to HEAD has no body.")
+    return rule
 
 
 def _retry(spec: RetrySpec | None) -> tuple[int | None, tuple[float, ...] | None]:
@@ -276,8 +299,6 @@ def _validation_error(error: msgspec.ValidationError) -> RequestError:
     text = _MSGSPEC_PATH.sub("", text)
     if unknown := _UNKNOWN_MEMBER.search(text):
         path = f"{parent}.{unknown.group(1)}"
-        if parent == "endpoint" and unknown.group(1) in LATER_MEMBERS:
-            return RequestError(422, "not_supported_yet", f"`{unknown.group(1)}` is not supported yet.", path)
         return RequestError(422, "unknown_member", f"`{parent}` has no member `{unknown.group(1)}`.", path)
     if missing := _MISSING_MEMBER.search(text):
         path = f"{parent}.{missing.group(1)}"

@@ -8,8 +8,10 @@ import msgspec
 from postbackd.codec import CodecError, decode_record, format_id
 from postbackd.delivery.curl_options import Profile
 from postbackd.delivery.names import address_name
+from postbackd.delivery.outcome import ANY_2XX
 from postbackd.settings import Settings
 from postbackd.signing import SigningKeys
+from postbackd.statuses import parse_statuses
 from postbackd.template import CompiledEndpoint, Rendered
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
@@ -32,6 +34,8 @@ class Endpoint:
         "line_format",
         "method_json",
         "missing_key",
+        "needed",
+        "successes",
     )
 
     def __init__(self, endpoint_id: bytes, record: bytes, settings: Settings, keys: SigningKeys) -> None:
@@ -41,6 +45,8 @@ class Endpoint:
         self.missing_key: str | None = None  # why it cannot be signed now
         self.is_at_address = False  # its host is an address as it is written: nothing to look up
         self.line_format = b""  # of a delivered line; the recorder's
+        self.successes = ANY_2XX
+        self.needed: bytes | None = None  # what the body of a success holds
         self.compiled: CompiledEndpoint | None = None
         self.fault = ""
         self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
@@ -48,7 +54,10 @@ class Endpoint:
         self.host_json = b""  # empty where the host is a placeholder
         try:
             compiled = CompiledEndpoint(decode_record(record), allow_host=settings.template.allow_host)
-        except (CodecError, TemplateError, UrlError) as error:
+            if (rule := compiled.record.success) is not None:
+                self.successes = ANY_2XX if rule.status is None else parse_statuses(rule.status)
+                self.needed = None if rule.body_contains is None else rule.body_contains.encode()
+        except (CodecError, TemplateError, UrlError, ValueError) as error:
             self.fault = str(error)
             return
         self.compiled = compiled

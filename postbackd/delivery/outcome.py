@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What an attempt's result means: delivered, retry or dead, and why. Pure.
 
-result ── 2xx ───────────────────────────────────────────> delivered
-       ── blocked, render error, an answer not to retry ─> dead
+result ── 2xx, or by the endpoint's own rule ────────────> delivered
+       ── blocked, render error, an answer not to retry,
+          a success whose body lacks what it must hold ──> dead
        ── else ── attempts left and before the expiry ───> retry, after the schedule's wait
                ── none left, or too late ────────────────> dead
 """
 
+from collections.abc import Container
 from typing import Literal, NamedTuple
 
 from postbackd.codec import EndpointRecord, ErrorClass, Item
@@ -16,7 +18,13 @@ from postbackd.settings import Retry
 Kind = Literal["delivered", "retry", "dead"]
 
 # Errors that no retry mends, and the reason of their death.
-_FINAL = {ErrorClass.BLOCKED: "blocked", ErrorClass.RENDER_ERROR: "render_error", ErrorClass.TOO_LARGE: "render_error"}
+_FINAL = {
+    ErrorClass.BLOCKED: "blocked",
+    ErrorClass.RENDER_ERROR: "render_error",
+    ErrorClass.TOO_LARGE: "render_error",
+    ErrorClass.UNEXPECTED_BODY: "unexpected_body",
+}
+ANY_2XX = frozenset(range(200, 300))
 
 # Tried again, unlike others of the class it is logged as: a reload is under way, or the configuration is being mended.
 _LOGGED_AS = {ErrorClass.SIGNING_KEY_MISSING: ErrorClass.RENDER_ERROR}
@@ -51,10 +59,12 @@ class RetryPolicy:
         retry_after_s: int,
         now_ms: int,
         chance: float,
+        successes: Container[int] = ANY_2XX,
     ) -> Outcome:
-        """The outcome of the attempt that has just ended; `error` is the transfer's own, `status` the answer's."""
+        """The outcome of the attempt that has just ended; `error` is the transfer's own or UNEXPECTED_BODY, `status`
+        the answer's, `successes` what the endpoint takes for one."""
         if error is None and status is not None:
-            if 200 <= status < 300:
+            if status in successes:
                 return Outcome("delivered", None, None, status, 0)
             error, code = status_class(status), status
             if status not in self._statuses:
@@ -88,6 +98,7 @@ _NOT_THE_HOSTS = frozenset(
         ErrorClass.TOO_LARGE,
         ErrorClass.EXPIRED,
         ErrorClass.SIGNING_KEY_MISSING,
+        ErrorClass.UNEXPECTED_BODY,
     }
 )
 
@@ -107,4 +118,6 @@ def status_class(status: int) -> ErrorClass:
         return ErrorClass.HTTP_4XX
     if status >= 300:
         return ErrorClass.HTTP_3XX
+    if status >= 200:
+        return ErrorClass.HTTP_2XX
     return ErrorClass.NETWORK_ERROR  # an interim answer and nothing behind it

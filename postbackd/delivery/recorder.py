@@ -62,11 +62,13 @@ class Recorder:
 
     def attempt_ended(self, delivery: Delivery, result: Result, now_ms: int) -> Kind:
         """An attempt was made and this came of it. `now_ms` is server time."""
-        status = result.status
-        if result.error is not None or status is None or not 200 <= status < 300:
+        endpoint = delivery.endpoint
+        if result.error is not None or result.status not in endpoint.successes:
             return self._failed(delivery, result, now_ms)
+        if endpoint.needed is not None and endpoint.needed not in result.body:
+            return self._failed(delivery, _unexpected(result, endpoint.needed), now_ms)
         self._delivered += 1
-        item, endpoint, rendered = delivery.item, delivery.endpoint, delivery.rendered
+        item, rendered = delivery.item, delivery.rendered
         assert rendered is not None
         line_format = endpoint.line_format or self._line_format(endpoint, rendered)
         time_text = self._times.format(delivery.started_ms)
@@ -94,7 +96,14 @@ class Recorder:
         item, compiled = delivery.item, delivery.endpoint.compiled
         assert compiled is not None
         outcome = self._policy.decide(
-            compiled.record, item, result.error, result.status, result.retry_after_s, now_ms, self._chance()
+            compiled.record,
+            item,
+            result.error,
+            result.status,
+            result.retry_after_s,
+            now_ms,
+            self._chance(),
+            delivery.endpoint.successes,
         )
         next_at = NULL
         if outcome.kind == "retry":
@@ -188,6 +197,13 @@ def _say_dead(
         status=status,
         id="unknown" if postback_id is None else format_id(postback_id),
     )
+
+
+def _unexpected(result: Result, needed: bytes) -> Result:
+    """A success whose body is not one."""
+    where = f"what was read of the body ({len(result.body)} bytes)" if result.truncated else "the body"
+    detail = f"{where} does not contain {needed.decode()[:80]!r}"
+    return msgspec.structs.replace(result, error=ErrorClass.UNEXPECTED_BODY, error_detail=detail)
 
 
 def _quoted(text: str) -> bytes:

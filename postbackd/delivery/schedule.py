@@ -1,33 +1,25 @@
 # SPDX-License-Identifier: MIT
 """When to try again, and until when. Pure: times and chance are passed in."""
 
-import re
 from collections.abc import Sequence
 
 from postbackd.codec import Item
 from postbackd.errors import ConfigError
+from postbackd.statuses import parse_statuses
 
 RETRY_AFTER_CAP_S = 3600
 RETRIED_BELOW_500 = frozenset({408, 425, 429})
 NOT_IMPLEMENTED = 501
-_STATUS_CLASS = re.compile(r"([1-5])xx", re.IGNORECASE)
 
 
 def retried_statuses(setting: Sequence[int | str]) -> frozenset[int]:
     """The answers that are tried again, from `retry.statuses`; raises ConfigError."""
     if not setting:
         return RETRIED_BELOW_500 | (frozenset(range(500, 600)) - {NOT_IMPLEMENTED})
-    statuses: set[int] = set()
-    for entry in setting:
-        found = _STATUS_CLASS.fullmatch(entry) if isinstance(entry, str) else None
-        if found:
-            first = int(found.group(1)) * 100
-            statuses |= set(range(first, first + 100))
-        elif isinstance(entry, int) and 100 <= entry <= 599:
-            statuses.add(entry)
-        else:
-            raise ConfigError(f'retry.statuses: {entry!r} is no status: write numbers as 503 and classes as "5xx"')
-    return frozenset(statuses)
+    try:
+        return parse_statuses(setting)
+    except ValueError as error:
+        raise ConfigError(f"retry.statuses: {error}") from None
 
 
 def retry_delay_ms(

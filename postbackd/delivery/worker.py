@@ -171,10 +171,7 @@ class DeliveryWorker:
         delivery.started_ms = server_ms
         endpoint = delivery.endpoint
         if endpoint.missing_key is not None:
-            self._recorder.attempt_ended(
-                delivery, no_transfer(ErrorClass.SIGNING_KEY_MISSING, endpoint.missing_key), server_ms
-            )
-            self._lanes.done(host_key, now_ms)
+            self._fail(host_key, delivery, ErrorClass.SIGNING_KEY_MISSING, endpoint.missing_key, server_ms, now_ms)
             return
         resolve = None
         if not endpoint.is_at_address:
@@ -184,13 +181,19 @@ class DeliveryWorker:
                 return
             if isinstance(found, Failed):
                 error = ErrorClass.BLOCKED if found.is_blocked else ErrorClass.DNS_ERROR
-                result = no_transfer(error, found.reason)
-                kind = self._recorder.attempt_ended(delivery, result, server_ms)
-                self._attempt_failed(host_key, result, kind == "dead", now_ms)
+                self._fail(host_key, delivery, error, found.reason, server_ms, now_ms)
                 return
             resolve = found.resolve
         profile = endpoint.constant_profile or endpoint.profile(rendered, delivery.item.postback_id, server_ms)
         self._transfers.start(delivery, profile, rendered.url, rendered.body, resolve)
+
+    def _fail(
+        self, host_key: str, delivery: Delivery, error: ErrorClass, detail: str, server_ms: int, now_ms: int
+    ) -> None:
+        """An attempt that ends before there is a transfer."""
+        result = no_transfer(error, detail)
+        kind = self._recorder.attempt_ended(delivery, result, server_ms)
+        self._attempt_failed(host_key, result, kind == "dead", now_ms)
 
     def _render(self, delivery: Delivery, server_ms: int) -> Rendered | None:
         """Fill the template; a postback that cannot be rendered is given up."""

@@ -249,7 +249,7 @@ REFUSED = [
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{},{"@":{"delay":-1}}]}', 422, "invalid_value", "data[1].@.delay"),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":[{}],"delay":2500000}', 422, "too_far_ahead", "delay"),
     (b'{"endpoint":{"method":"GET","url":"http://a/","sign":"k"},"data":[{}]}', 422, "unknown_signing_key", "endpoint.sign"),
-    (b'{"endpoint":{"method":"GET","url":"http://a/","success":{}},"data":[{}]}', 422, "not_supported_yet", "endpoint.success"),
+    (b'{"endpoint":{"method":"GET","url":"http://a/","success":{}},"data":[{}]}', 422, "invalid_value", "endpoint.success"),
     (b'{"endpoint":{"method":"BREW","url":"http://a/"},"data":[{}]}', 422, "invalid_method", "endpoint.method"),
     (b'{"endpoint":{"method":"GET","url":"ftp://a/"},"data":[{}]}', 422, "invalid_url", "endpoint.url"),
     (b'{"endpoint":{"method":"GET","url":"http://u:p@a/"},"data":[{}]}', 422, "invalid_url", "endpoint.url"),

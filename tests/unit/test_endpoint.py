@@ -40,7 +40,18 @@ REFUSED = [
     ({**GET, "nope": 1}, "unknown_member", "nope"),
     ({**GET, "sign": "k"}, "unknown_signing_key", "sign"),
     ({**GET, "sign": 1}, "invalid_type", "sign"),
-    ({**GET, "success": {}}, "not_supported_yet", "success"),
+    ({**GET, "success": {}}, "invalid_value", "success"),
+    ({**GET, "success": []}, "invalid_type", "success"),
+    ({**GET, "success": {"code": 200}}, "unknown_member", "success.code"),
+    ({**GET, "success": {"status": 200}}, "invalid_type", "success.status"),
+    ({**GET, "success": {"status": []}}, "invalid_value", "success.status"),
+    ({**GET, "success": {"status": [200, "6xx"]}}, "invalid_value", "success.status"),
+    ({**GET, "success": {"status": ["1xx", 101]}}, "invalid_value", "success.status"),
+    ({**GET, "success": {"status": [600]}}, "invalid_value", "success.status"),
+    ({**GET, "success": {"status": [200.5]}}, "invalid_type", "success.status[0]"),
+    ({**GET, "success": {"body_contains": ""}}, "invalid_value", "success.body_contains"),
+    ({**GET, "success": {"body_contains": "x" * 1025}}, "invalid_value", "success.body_contains"),
+    ({**GET, "method": "HEAD", "success": {"body_contains": "x"}}, "invalid_value", "success.body_contains"),
     ({**GET, "retry": {"max_attempts": 0}}, "invalid_value", "retry.max_attempts"),
     ({**GET, "retry": {"max_attempts": 26}}, "invalid_value", "retry.max_attempts"),
     ({**GET, "retry": {"schedule": []}}, "invalid_value", "retry.schedule"),
@@ -105,6 +116,12 @@ def test_configured_default_and_unmatched_go_into_the_record() -> None:
     assert record_of(GET, default="x", unmatched="keep").default == "x"
     assert record_of({**GET, "default": "y"}, default="x").default == "y"
     assert record_of({**GET, "unmatched": "empty"}, unmatched="keep").unmatched == "empty"
+
+
+def test_success_rule_goes_into_the_record_as_it_was_written() -> None:
+    rule = record_of({**GET, "success": {"status": ["2xx", 302], "body_contains": "OK"}}).success
+    assert rule == codec.SuccessRule(("2xx", 302), "OK")
+    assert record_of({**GET, "success": {"body_contains": "é"}}).success == codec.SuccessRule(None, "é")
 
 
 def test_same_endpoint_has_the_same_id_and_another_another() -> None:

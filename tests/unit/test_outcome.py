@@ -56,6 +56,7 @@ def test_network_errors_are_retried(error: ErrorClass) -> None:
         (ErrorClass.BLOCKED, "blocked"),
         (ErrorClass.RENDER_ERROR, "render_error"),
         (ErrorClass.TOO_LARGE, "render_error"),
+        (ErrorClass.UNEXPECTED_BODY, "unexpected_body"),
     ],
 )
 def test_what_no_retry_mends_is_dead_at_once(error: ErrorClass, reason: str) -> None:
@@ -79,6 +80,17 @@ def test_attempt_past_the_expiry_is_dead_now_with_its_last_class() -> None:
     assert decide(status=503, **edge).kind == "retry"
     late = decide(status=503, now_ms=NOW_MS + 1, **edge)
     assert (late.kind, late.reason, late.error) == ("dead", "expired", ErrorClass.HTTP_5XX)
+
+
+def test_endpoints_own_rule_goes_before_2xx() -> None:
+    def judge(status: int) -> tuple:
+        return RetryPolicy(Retry()).decide(RECORD, item(), None, status, 0, NOW_MS, 0.5, {201, 302, 503})
+
+    for status in (201, 302, 503):
+        assert judge(status)[:4] == ("delivered", None, None, status)
+    assert judge(200)[:4] == ("dead", "refused_status", ErrorClass.HTTP_2XX, 200)
+    assert judge(500)[:3] == ("retry", None, ErrorClass.HTTP_5XX)
+    assert judge(404)[:3] == ("dead", "refused_status", ErrorClass.HTTP_4XX)
 
 
 def test_configured_statuses_replace_the_rule() -> None:
