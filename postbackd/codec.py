@@ -13,7 +13,7 @@ bin that holds compact JSON; a `json` body is one bin behind the fields, the ite
 import hashlib
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgpack
 import msgspec
@@ -23,6 +23,9 @@ WORKER_BITS = 12
 SEQUENCE_BITS = 10
 MAX_WORKER_NUMBER = (1 << WORKER_BITS) - 1
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
+MAX_MS = 253_402_300_800_000  # the year 10000: what a time in a trail stays below, or nobody could print it
+MAX_CODE = 999
+MAX_EXPIRY_S = 10_000_000_000
 TRAIL_RECLAIM = b"\xc0"
 
 
@@ -176,7 +179,7 @@ def decode_item(item: bytes) -> Item:
 
 
 def _item_of(array: list[Any]) -> Item:
-    if len(array) < 2 or type(array[0]) is not bytes or len(array[0]) != 8 or type(array[1]) is not int:
+    if len(array) < 2 or type(array[0]) is not bytes or len(array[0]) != 8 or type(array[1]) is not int or array[1] < 0:
         raise CodecError("not a queue element: it does not begin with an endpoint id and a postback id")
     return Item(array[0], array[1], array[2:])
 
@@ -200,14 +203,26 @@ def _decode_with_trail(data: bytes) -> Item:
 def _apply_trail(item: Item, entry: object) -> None:
     if entry is None:
         item.reclaims += 1
-    elif type(entry) is int:
+    elif _is_time(entry):
         item.start_ms, item.attempts, item.reclaims = entry, [], 0
-    elif type(entry) is list and len(entry) == 2 and all(type(part) is int for part in entry):
+    elif type(entry) is list and len(entry) == 2 and _is_time(entry[0]) and _is_code(entry[1]):
         item.attempts.append((entry[0], entry[1]))
-    elif type(entry) is dict and isinstance(entry.get("x"), int | float):
+    elif type(entry) is dict and _is_expiry(entry.get("x")):
         item.expires_after_s = entry["x"]
     else:
         raise CodecError(f"not a trail entry: {entry!r:.80}")
+
+
+def _is_time(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < MAX_MS
+
+
+def _is_code(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_CODE
+
+
+def _is_expiry(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= MAX_EXPIRY_S  # type: ignore[operator]  # NaN is neither
 
 
 class IdGenerator:

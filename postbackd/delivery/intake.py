@@ -17,6 +17,7 @@ from postbackd.queue.lease_client import LeaseClient
 MAX_RECLAIMS = 5  # an item that was in the hands of so many dying workers may be what kills them
 MAX_MISSING = 10
 MISSING_PARK_MS = 60_000
+MAX_AHEAD_MS = 30 * 86_400_000  # ingest takes 29 days
 
 
 class Intake:
@@ -86,6 +87,8 @@ class Intake:
         """An item that needs a second look: it has a trail, or is old, or its endpoint is new."""
         if item.reclaims >= MAX_RECLAIMS:
             self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms)
+        elif item.start_ms is not None and item.start_ms > now_ms + MAX_AHEAD_MS:
+            self._recorder.unusable(token, item, "poison", f"its start is too far ahead: {item.start_ms} ms", now_ms)
         elif item.start_ms is not None and item.start_ms > now_ms:
             self._recorder.park(token, item.start_ms - now_ms)
         elif endpoint.compiled is None:

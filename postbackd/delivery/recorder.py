@@ -19,7 +19,8 @@ from postbackd.queue.lease_client import Dead, Later, LeaseClient
 from postbackd.scoreboard import Cell
 from postbackd.template import Rendered
 
-ANSWER_BYTES = 16_384  # of a dead letter's last answer, which is its log line
+ANSWER_BYTES = 16_384  # of a dead letter's last answer, which is its log line; beyond that its body is cut
+KEPT_BODY = 1024  # characters; of base64 these are whole groups of four
 
 
 class Delivery(msgspec.Struct):
@@ -170,10 +171,9 @@ class Recorder:
             NULL if item is None else _quoted(item.endpoint_id.hex()),
         )
         self._add_line(line)
-        entry = b"" if error is None else trail_attempt(now_ms, int(error))
         host = None if endpoint is None else endpoint.host_json.decode().strip('"') or None
         _say_dead(None if item is None else item.postback_id, host, reason, error, None)
-        self._dead(token, entry, reason, line, None if item is None else item.endpoint_id)
+        self._dead(token, b"", reason, line, None if item is None else item.endpoint_id)  # no attempt: no entry
 
     def park(self, token: int, delay_ms: int, entry: bytes = b"") -> None:
         """Back to the later set; without an entry no attempt is used up."""
@@ -182,7 +182,19 @@ class Recorder:
 
     def _dead(self, token: int, entry: bytes, reason: str, line: bytes, endpoint_id: bytes | None) -> None:
         self._cells[Cell.DEAD] += 1
-        self._lease.settle(Dead(token, entry, reason, line[:ANSWER_BYTES], endpoint_id))
+        self._lease.settle(Dead(token, entry, reason, shortened(line), endpoint_id))
+
+
+def shortened(line: bytes) -> bytes:
+    """A log line as a dead letter keeps it: a long body is cut, so that it stays JSON and its host can be asked for."""
+    if len(line) <= ANSWER_BYTES:
+        return line
+    entry = msgspec.json.decode(line)
+    for name in ("response_body", "response_body_b64"):
+        if entry.get(name):
+            entry[name] = entry[name][:KEPT_BODY]
+            entry["body_truncated"] = True
+    return msgspec.json.encode(entry)
 
 
 def _say_dead(

@@ -2,6 +2,7 @@
 """The delivery worker, turn by turn, with a real queue server and real targets: what ends where, and why."""
 
 import json
+import math
 import os
 import resource
 import socket
@@ -15,7 +16,15 @@ import pytest
 import redis
 
 from postbackd.children import _delivery_worker
-from postbackd.codec import EPOCH_MS, TRAIL_RECLAIM, ErrorClass, decode_item, trail_attempt
+from postbackd.codec import (
+    EPOCH_MS,
+    TRAIL_RECLAIM,
+    ErrorClass,
+    decode_item,
+    trail_attempt,
+    trail_expiry,
+    trail_start,
+)
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.endpoint import IngestEndpoint, compile_endpoint
@@ -107,11 +116,38 @@ def test_delivered_postback_leaves_nothing_behind(bench: Bench, sink: Sink) -> N
 
 def test_what_cannot_be_decoded_is_poison_and_stops_nobody(bench: Bench, sink: Sink) -> None:
     bench.server.rpush(KEYS.ready, b"\xc1 no msgpack", b"\x93\x01\x02\x03", b"")
-    bench.enqueue(bench.endpoint(sink.url + "/b"), {})
-    lines = bench.run_until_settled(4)
-    assert sorted((line["outcome"], line["reason"]) for line in lines if line["id"] is None) == [("dead", "poison")] * 3
+    endpoint = bench.endpoint(sink.url + "/b")
+    bench.enqueue(endpoint, {}, 1, trail_expiry(math.nan))
+    bench.enqueue(endpoint, {})
+    lines = bench.run_until_settled(5)
+    assert sorted((line["outcome"], line["reason"]) for line in lines if line["id"] is None) == [("dead", "poison")] * 4
     assert [line["outcome"] for line in lines if line["id"]] == ["delivered"]
-    assert [entry[b"reason"] for entry in bench.dead()] == [b"poison"] * 3
+    assert [entry[b"reason"] for entry in bench.dead()] == [b"poison"] * 4
+
+
+def test_start_beyond_what_ingest_takes_is_poison(bench: Bench, sink: Sink) -> None:
+    far_ms = int(time.time() * 1000) + 31 * 86_400_000
+    bench.enqueue(bench.endpoint(sink.url + "/far"), {}, trail=trail_start(far_ms))
+    [line] = bench.run_until_settled(1)
+    assert (line["outcome"], line["reason"], line["attempt"]) == ("dead", "poison", 0)
+
+
+def test_dead_letter_of_a_long_answer_still_names_its_host(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    bench = Bench(server, url, tmp_path, "log.body_bytes=60000")
+    body = b"HTTP/1.1 410 Gone\r\nContent-Length: 50000\r\n\r\n" + b"x" * 50_000
+
+    def answer(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(body)
+
+    with raw_server(answer) as port:
+        bench.enqueue(bench.endpoint(f"http://127.0.0.1:{port}/long"), {})
+        [line] = bench.run_until_settled(1)
+    assert len(line["response_body"]) == 50_000
+    [dead] = bench.dead()
+    kept = json.loads(dead[b"answer"])
+    assert (kept["host"], kept["response_code"], kept["body_truncated"]) == (f"127.0.0.1:{port}", 410, True)
+    assert len(dead[b"answer"]) < 16_384
 
 
 @pytest.mark.parametrize(("reclaims", "outcome"), [(4, "delivered"), (5, "dead")])
@@ -139,7 +175,7 @@ def test_values_that_cannot_be_rendered_are_dead_with_the_record_kept(bench: Ben
     assert (line["reason"], line["error"], line["url"]) == ("render_error", "render_error", None)
     [dead] = bench.dead()
     assert dead[b"record"] == endpoint.record
-    assert decode_item(dead[b"item"]).attempts[0][1] == ErrorClass.RENDER_ERROR
+    assert decode_item(dead[b"item"]).attempts == [], "none was made"
 
 
 def test_record_that_cannot_be_compiled_is_dead(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 """The wire format: exact bytes for the sample, round trips, trails, ids under a bad clock."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from postbackd.codec import (
     EPOCH_MS,
+    MAX_MS,
     MAX_SEQUENCE,
     TRAIL_RECLAIM,
     BodyTemplate,
@@ -26,6 +28,7 @@ from postbackd.codec import (
     format_id,
     parse_id,
     trail_attempt,
+    trail_expiry,
 )
 
 DIGEST = bytes(range(8))
@@ -134,6 +137,17 @@ ELEMENT = encode_element(DIGEST, SAMPLE_ID, ["a", 1])
         ELEMENT + b"\x93\x01\x02\x03",
         encode_element(b"short", SAMPLE_ID, []),
         b"\x92\xc4\x08" + DIGEST + b"\xa1x",
+        encode_element(DIGEST, -5, []),
+        ELEMENT + b"\xcf" + MAX_MS.to_bytes(8),
+        ELEMENT + b"\xff",
+        ELEMENT + trail_attempt(MAX_MS, 503),
+        ELEMENT + trail_attempt(-1, 503),
+        ELEMENT + trail_attempt(1, 1000),
+        ELEMENT + trail_attempt(1, -1),
+        ELEMENT + trail_expiry(math.nan),
+        ELEMENT + trail_expiry(math.inf),
+        ELEMENT + trail_expiry(-1),
+        ELEMENT + b"\x81\xa1x\xc3",
     ],
 )
 def test_bytes_that_are_no_item_are_refused(data: bytes) -> None:
