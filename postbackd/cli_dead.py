@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`postbackd dead list | show | replay | purge`: their options; parses, calls, nothing else."""
 
+import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,36 @@ def dead() -> None:
     """Dead letters: list, show, replay, purge."""
 
 
+REASONS = (
+    "attempts_exhausted",
+    "refused_status",
+    "expired",
+    "blocked",
+    "render_error",
+    "poison",
+    "endpoint_missing",
+    "unexpected_body",
+)
+
+
+def _hex_digits(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """An id or a digest: a mistyped one would mean no letter, and nobody would see why."""
+    if value is not None and re.fullmatch("[0-9a-f]{16}", value.lower()) is None:
+        raise ConfigError(f"{parameter.opts[0]} {value[:40]}: 16 hex digits are wanted, as `dead list` shows them")
+    return None if value is None else value.lower()
+
+
 def _dead_filter(command: Any) -> Any:
     """The options that say which dead letters are meant."""
     for option in (
-        click.option("--host", help="Only those for this host, with its port where it is not the default."),
-        click.option("--endpoint", metavar="HEX", help="Only those of this endpoint (16 hex digits)."),
-        click.option("--reason", help="Only those that died of this, as attempts_exhausted."),
-        click.option("--id", "postback_id", metavar="ID", help="Only this one."),
-        click.option("--since", metavar="TIME", help="Only those that died since: 30m, 2h, 3d, or an ISO time."),
-        click.option("--until", metavar="TIME", help="Only those that died before."),
-        config_option,
         set_option,
+        config_option,
+        click.option("--until", metavar="TIME", help="Only those that died before."),
+        click.option("--since", metavar="TIME", help="Only those that died since: 30m, 2h, 3d, or an ISO time."),
+        click.option("--id", "postback_id", metavar="ID", callback=_hex_digits, help="Only this one."),
+        click.option("--reason", type=click.Choice(REASONS), help="Only those that died of this."),
+        click.option("--endpoint", metavar="HEX", callback=_hex_digits, help="Only those of this endpoint."),
+        click.option("--host", help="Only those for this host, with its port where it is not the default."),
     ):
         command = option(command)
     return command
@@ -48,16 +67,22 @@ def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = 
     return DeadLetters(url, settings.queue.prefix)
 
 
-def _filter(options: dict[str, Any], needs_one: bool = False) -> Any:
+def _refuse_none(options: dict[str, Any]) -> None:
+    """What changes something wants to be told which ones."""
+    if not options.pop("all") and not any(options.values()):
+        raise ConfigError("name which ones (--host, --endpoint, --reason, --id, --since, --until), or say --all")
+
+
+def _filter(letters: Any, options: dict[str, Any]) -> Any:
+    """Which ones are meant; times count from the queue server's clock, by which they died."""
     from postbackd.queue.dead_letters import Filter
     from postbackd.tools.dead import parse_time_ms
 
-    if needs_one and not options.pop("all") and not any(options.values()):
-        raise ConfigError("name which ones (--host, --endpoint, --reason, --id, --since, --until), or say --all")
-    now_s = time.time()
-    since, until = options.pop("since"), options.pop("until")
+    now_s = letters.now_ms() / 1000
+    since, until, host = options.pop("since"), options.pop("until"), options.pop("host")
     return Filter(
         **options,
+        host=None if host is None else host.lower(),
         since_ms=None if since is None else parse_time_ms("--since", since, now_s),
         until_ms=None if until is None else parse_time_ms("--until", until, now_s),
     )
@@ -74,11 +99,12 @@ def dead_list(
     """List them, oldest first."""
     from postbackd.tools.dead import list_letters
 
-    sys.exit(list_letters(_open_dead(config, overrides, overflow), _filter(options), limit, as_json))
+    letters = _open_dead(config, overrides, overflow)
+    sys.exit(list_letters(letters, _filter(letters, options), limit, as_json))
 
 
 @dead.command(name="show")
-@click.argument("postback_id", metavar="ID")
+@click.argument("postback_id", metavar="ID", callback=_hex_digits)
 @_overflow_option
 @config_option
 @set_option
@@ -86,7 +112,7 @@ def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: t
     """Show all that is known of one: its attempts, its endpoint, its last answer."""
     from postbackd.tools.dead import show_letter
 
-    sys.exit(show_letter(_open_dead(config, overrides, overflow), postback_id))
+    sys.exit(show_letter(_open_dead(config, overrides, overflow), postback_id, overflow))
 
 
 @dead.command(name="replay")
@@ -101,8 +127,9 @@ def dead_replay(
     """Give them back to the queue: attempts and expiry count anew."""
     from postbackd.tools.dead import replay_letters
 
-    wanted = _filter(options, needs_one=True)
-    sys.exit(replay_letters(_open_dead(config, overrides, overflow), wanted, rate, dry_run))
+    _refuse_none(options)
+    letters = _open_dead(config, overrides, overflow)
+    sys.exit(replay_letters(letters, _filter(letters, options), rate, dry_run))
 
 
 @dead.command(name="purge")
@@ -113,4 +140,6 @@ def dead_purge(dry_run: bool, config: str | None, overrides: tuple[str, ...], **
     """Delete them for ever."""
     from postbackd.tools.dead import purge_letters
 
-    sys.exit(purge_letters(_open_dead(config, overrides), _filter(options, needs_one=True), dry_run))
+    _refuse_none(options)
+    letters = _open_dead(config, overrides)
+    sys.exit(purge_letters(letters, _filter(letters, options), dry_run))

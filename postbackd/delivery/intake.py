@@ -86,9 +86,10 @@ class Intake:
     def _take(self, token: int, item: Item, endpoint: Endpoint, deliveries: list[Delivery], now_ms: int) -> None:
         """An item that needs a second look: it has a trail, or is old, or its endpoint is new."""
         if item.reclaims >= MAX_RECLAIMS:
-            self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms)
+            self._recorder.unusable(token, item, "poison", f"{item.reclaims} workers died with it", now_ms, endpoint)
         elif item.start_ms is not None and item.start_ms > now_ms + MAX_AHEAD_MS:
-            self._recorder.unusable(token, item, "poison", f"its start is too far ahead: {item.start_ms} ms", now_ms)
+            detail = f"its start is too far ahead: {item.start_ms} ms"
+            self._recorder.unusable(token, item, "poison", detail, now_ms, endpoint)
         elif item.start_ms is not None and item.start_ms > now_ms:
             self._recorder.park(token, item.start_ms - now_ms)
         elif endpoint.compiled is None:

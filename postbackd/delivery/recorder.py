@@ -140,10 +140,13 @@ class Recorder:
         """Dead without another attempt: expired, or nothing that can be rendered."""
         self._give_up(delivery.token, delivery.item, delivery.endpoint, reason, error, detail, now_ms)
 
-    def unusable(self, token: int, item: Item | None, reason: str, detail: str, now_ms: int) -> None:
-        """Dead since there is no endpoint to send it to, or since its bytes are no item (then `item` is None)."""
+    def unusable(
+        self, token: int, item: Item | None, reason: str, detail: str, now_ms: int, endpoint: Endpoint | None = None
+    ) -> None:
+        """Dead since it must not be touched, there is no endpoint to send it to, or its bytes are no item (then
+        `item` is None)."""
         error = ErrorClass.RENDER_ERROR if reason == "render_error" else None
-        self._give_up(token, item, None, reason, error, detail, now_ms)
+        self._give_up(token, item, endpoint, reason, error, detail, now_ms)
 
     def _give_up(
         self,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from postbackd.codec import CodecError, Item, accept_ms, attempt_class_name, decode_item, format_id
+from postbackd.codec import CodecError, Item, accept_ms, attempt_class_name, decode_item, format_id, parse_id
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
@@ -18,6 +18,7 @@ from postbackd.queue.scripts import REPLAY
 
 PAGE = 500
 CALL_TIMEOUT_S = 30.0
+SKEW_MS = 3_600_000  # more than the clock of ids and the server's may differ
 
 
 class DeadLetter(NamedTuple):
@@ -62,6 +63,13 @@ class Filter(msgspec.Struct, frozen=True):
     since_ms: int | None = None
     until_ms: int | None = None
 
+    @property
+    def from_ms(self) -> int | None:
+        """No letter that is meant died before; None: who knows. One of an id cannot have died before its acceptance."""
+        if self.postback_id is None:
+            return self.since_ms
+        return max(accept_ms(parse_id(self.postback_id)) - SKEW_MS, self.since_ms or 0)
+
     def matches(self, letter: DeadLetter) -> bool:
         """Whether a dead letter is meant."""
         return (
@@ -83,13 +91,17 @@ class DeadLetters:
     def close(self) -> None:
         self._wire.close()
 
+    def now_ms(self) -> int:
+        """The server's clock, by which they died."""
+        return self._wire.server_ms()
+
     def count(self) -> int:
         """All of them."""
         return int(self._wire.call("XLEN", self._keys.dead))
 
     def pages(self, wanted: Filter) -> Iterator[tuple[int, list[DeadLetter]]]:
         """Page after page: how many were looked at, and those that are meant. Entries may go meanwhile."""
-        start = b"-" if wanted.since_ms is None else b"%d" % wanted.since_ms
+        start = b"-" if wanted.from_ms is None else b"%d" % wanted.from_ms
         while True:
             entries = self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE)
             letters = [letter_of_entry(entry_id, fields) for entry_id, fields in entries]

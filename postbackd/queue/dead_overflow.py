@@ -102,6 +102,10 @@ class OverflowLetters:
         self._keys = Keys(prefix)
         self._replayed: set[bytes] = set()
 
+    def now_ms(self) -> int:
+        """The server's clock, by which they died."""
+        return self._wire.server_ms()
+
     def count(self) -> int:
         """All of them."""
         try:

@@ -7,18 +7,19 @@ Interrupted, a replay or purge has done a part and leaves the rest as it was: ru
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from postbackd.clock import format_ms
 from postbackd.codec import CodecError, decode_record
-from postbackd.errors import ConfigError, ExitCode
+from postbackd.errors import ConfigError, ExitCode, PostbackdError
 from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
 from postbackd.queue.dead_overflow import OverflowLetters
 
@@ -42,10 +43,16 @@ def list_letters(letters: Letters, wanted: Filter, limit: int, as_json: bool) ->
     """Print them, oldest first."""
     found: list[DeadLetter] = []
     more = 0
-    for _, page in letters.pages(wanted):
-        room = limit - len(found)
-        found += page[:room]
-        more += len(page[room:])
+    with _progress(transient=True) as progress:
+        task = progress.add_task("looking", total=letters.count())
+        for looked_at, page in letters.pages(wanted):
+            room = limit - len(found)
+            found += page[:room]
+            more += len(page[room:])
+            progress.advance(task, looked_at)
+            if wanted == Filter() and len(found) == limit:  # all are meant: they need no look to be counted
+                more = max(letters.count() - limit, 0)
+                break
     if as_json:
         for letter in found:
             click.echo(json.dumps(as_object(letter)))
@@ -62,58 +69,74 @@ def list_letters(letters: Letters, wanted: Filter, limit: int, as_json: bool) ->
     return ExitCode.OK
 
 
-def show_letter(letters: Letters, postback_id: str) -> int:
+def show_letter(letters: Letters, postback_id: str, overflow: bool) -> int:
     """Print everything about one, as JSON."""
     for _, page in letters.pages(Filter(postback_id=postback_id)):
         for letter in page:
             click.echo(json.dumps(as_object(letter), indent=2))
             return ExitCode.OK
-    click.echo(f"postbackd: no dead letter has the id {postback_id}: it was delivered, replayed or purged", err=True)
+    where = "in the overflow file" if overflow else "in Redis (the cap may have moved it to the file: --overflow)"
+    click.echo(f"postbackd: {postback_id} is no dead letter {where}; postbackd explain tells where it is", err=True)
     return ExitCode.FAILED
 
 
 def replay_letters(letters: Letters, wanted: Filter, rate_per_s: float | None, dry_run: bool) -> int:
     """Give them back to ready, at a rate."""
-
-    def replay(page: list[DeadLetter]) -> int:
-        return _in_portions(letters, page, rate_per_s) if rate_per_s else letters.replay(page)
-
-    ended = _work(letters, wanted, "replayed", dry_run, replay)
-    letters.finish()
+    ended = _work(letters, wanted, "replayed", dry_run, letters.replay, rate_per_s)
+    if ended == ExitCode.OK and not dry_run:
+        letters.finish()
     return ended
 
 
 def purge_letters(letters: DeadLetters, wanted: Filter, dry_run: bool) -> int:
     """Delete them for ever."""
-    return _work(letters, wanted, "purged", dry_run, letters.purge)
+    return _work(letters, wanted, "purged", dry_run, letters.purge, None)
 
 
-def _work(letters: Letters, wanted: Filter, done: str, dry_run: bool, work: Callable[[list[DeadLetter]], int]) -> int:
+def _work(
+    letters: Letters,
+    wanted: Filter,
+    done: str,
+    dry_run: bool,
+    work: Callable[[list[DeadLetter]], int],
+    rate_per_s: float | None,
+) -> int:
     # Whatever dies while this runs is not meant: a replayed postback that dies again would go round for ever.
-    until_ms = min(wanted.until_ms or sys.maxsize, int(time.time() * 1000))
-    bounded = Filter(wanted.host, wanted.endpoint, wanted.reason, wanted.postback_id, wanted.since_ms, until_ms)
+    until_ms = min(wanted.until_ms or sys.maxsize, letters.now_ms())
+    bounded = msgspec.structs.replace(wanted, until_ms=until_ms)
     count = 0
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(done, total=letters.count())
-        for looked_at, page in letters.pages(bounded):
-            if dry_run:
-                count += len(page)
-            elif page:
-                count += work(page)
-            progress.advance(task, looked_at)
+    try:
+        with _progress() as progress:
+            task = progress.add_task(done, total=letters.count())
+            for looked_at, page in letters.pages(bounded):
+                progress.advance(task, looked_at - len(page))
+                for part in [page] if dry_run else _portions(page, rate_per_s):
+                    began_s = time.monotonic()
+                    count += len(part) if dry_run else work(part)
+                    progress.advance(task, len(part))
+                    if rate_per_s is not None and not dry_run:
+                        time.sleep(max(0.0, len(part) / rate_per_s - (time.monotonic() - began_s)))
+    except (KeyboardInterrupt, PostbackdError) as error:
+        why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        click.echo(
+            f"postbackd: {why} after {count} {done}; the rest is still dead: run it again, with "
+            f"--until {format_ms(until_ms)} to leave out what has died since",
+            err=True,
+        )
+        return ExitCode.FAILED
     click.echo(f"{count} would be {done}" if dry_run else f"{count} {done}")
     return ExitCode.OK
 
 
-def _in_portions(letters: Letters, page: list[DeadLetter], rate_per_s: float) -> int:
-    count = 0
-    portion = max(1, int(rate_per_s / 10))  # ten times a second, so that the rate is even
-    for start in range(0, len(page), portion):
-        began_s = time.monotonic()
-        part = page[start : start + portion]
-        count += letters.replay(part)
-        time.sleep(max(0.0, len(part) / rate_per_s - (time.monotonic() - began_s)))
-    return count
+def _progress(transient: bool = False) -> Progress:
+    return Progress(console=Console(stderr=True), transient=transient, disable=not sys.stderr.isatty())
+
+
+def _portions(page: list[DeadLetter], rate_per_s: float | None) -> Iterator[list[DeadLetter]]:
+    """A page in portions of a tenth of a second, so that the rate is even."""
+    size = max(1, len(page) if rate_per_s is None else int(rate_per_s / 10))
+    for start in range(0, len(page), size):
+        yield page[start : start + size]
 
 
 def as_object(letter: DeadLetter) -> dict[str, Any]:
@@ -136,6 +159,4 @@ def as_object(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _record_json(record: bytes) -> bytes:
-    import msgspec
-
     return msgspec.json.encode(decode_record(record))

@@ -156,6 +156,7 @@ def test_item_of_five_dead_workers_is_poison(bench: Bench, sink: Sink, reclaims:
     [line] = bench.run_until_settled(1)
     assert line["outcome"] == outcome
     assert line["attempt"] == (1 if outcome == "delivered" else 0)
+    assert line["host"] == f"127.0.0.1:{sink.port}", "what --host goes by"
 
 
 def test_expired_postback_is_dead_without_an_attempt(bench: Bench, sink: Sink) -> None:

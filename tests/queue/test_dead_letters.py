@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Dead letters on a real server: filters, replay in one place at a time, purge."""
 
+import json
+import re
+import time
+
 import msgspec
 import pytest
 import redis
+from click.testing import CliRunner
 
+from postbackd.cli import main
 from postbackd.codec import (
     EPOCH_MS,
     EndpointRecord,
@@ -14,25 +20,26 @@ from postbackd.codec import (
     endpoint_id,
     trail_attempt,
 )
-from postbackd.queue.dead_letters import DeadLetters, Filter
+from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
 from postbackd.queue.keys import Keys
-from postbackd.tools.dead import Letters, as_object, parse_time_ms
+from postbackd.tools.dead import Letters, as_object, list_letters, parse_time_ms, replay_letters, show_letter
 
 KEYS = Keys("pb")
 RECORD = encode_record(EndpointRecord(method="GET", url="http://h/"))
 EID = endpoint_id(RECORD)
 ALL = Filter()
+ACCEPTED_MS = 1_700_000_000_000
 
 
 def die(
     server: redis.Redis, number: int, reason: str = "refused_status", host: str = "h", record: bytes = RECORD
 ) -> str:
-    """Put a dead letter there as settle.lua does; its stream id is 1000 + number."""
-    postback_id = (1_700_000_000_000 - EPOCH_MS) << 22 | number
+    """Put a dead letter there as settle.lua does; it died `number` ms after its acceptance."""
+    postback_id = (ACCEPTED_MS - EPOCH_MS) << 22 | number
     item = encode_element(EID, postback_id, []) + trail_attempt(5, 503) + b"\xc0" + trail_attempt(6, 404)
     answer = msgspec.json.encode({"host": host, "response_code": 404})
     fields = {"item": item, "record": record, "reason": reason, "answer": answer}
-    server.xadd(KEYS.dead, fields, id=f"{1000 + number}-0")
+    server.xadd(KEYS.dead, fields, id=f"{ACCEPTED_MS + number}-0")
     return f"{postback_id:016x}"
 
 
@@ -49,10 +56,11 @@ def test_filters_say_which_are_meant(server: redis.Redis, url: str) -> None:
     assert ids(subject, Filter(host="h")) == [first, second]
     assert ids(subject, Filter(reason="expired")) == [second]
     assert ids(subject, Filter(postback_id=third)) == [third]
+    assert ids(subject, Filter(postback_id=third, since_ms=ACCEPTED_MS + 4)) == []
     assert ids(subject, Filter(endpoint=EID.hex())) == [first, second, third]
     assert ids(subject, Filter(endpoint="0" * 16)) == []
-    assert ids(subject, Filter(since_ms=1002)) == [second, third]
-    assert ids(subject, Filter(until_ms=1002)) == [first]
+    assert ids(subject, Filter(since_ms=ACCEPTED_MS + 2)) == [second, third]
+    assert ids(subject, Filter(until_ms=ACCEPTED_MS + 2)) == [first]
 
 
 def test_pages_go_to_the_end(server: redis.Redis, url: str) -> None:
@@ -107,6 +115,86 @@ def test_purge_deletes_and_counts(server: redis.Redis, url: str) -> None:
     [(_, letters)] = subject.pages(ALL)
     assert (subject.purge(letters[:2]), subject.purge(letters)) == (2, 1)
     assert (server.xlen(KEYS.dead), server.hget(KEYS.stats, "purged")) == (0, b"3")
+
+
+def test_interrupted_replay_says_how_far_it_came_and_how_to_go_on(
+    server: redis.Redis, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1001):
+        die(server, number)
+    subject = DeadLetters(url, "pb")
+    replay, calls = subject.replay, []
+
+    def interrupted(page: list[DeadLetter]) -> int:
+        calls.append(len(page))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return replay(page)
+
+    subject.replay = interrupted  # type: ignore[method-assign]
+    assert replay_letters(subject, ALL, None, dry_run=False) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and "interrupted after 1000 replayed" in told.err
+    assert (server.llen(KEYS.ready), server.xlen(KEYS.dead)) == (1000, 1), "in one place each"
+    until = re.search(r"--until (\S+)", told.err)
+    assert until is not None
+    until_ms = parse_time_ms("--until", until[1], 0)
+    server.xadd(KEYS.dead, {"item": b"", "record": b"", "reason": "poison", "answer": b"{}"}, id=f"{until_ms}-0")
+    assert replay_letters(DeadLetters(url, "pb"), Filter(until_ms=until_ms), None, dry_run=False) == 0
+    assert (server.llen(KEYS.ready), server.xlen(KEYS.dead)) == (1001, 1), "what died since is left out"
+
+
+def test_rate_is_kept_in_even_portions(server: redis.Redis, url: str) -> None:
+    for number in range(30):
+        die(server, number)
+    subject = DeadLetters(url, "pb")
+    replay, sizes = subject.replay, []
+    subject.replay = lambda page: sizes.append(len(page)) or replay(page)  # type: ignore[method-assign,func-returns-value]
+    began_s = time.monotonic()
+    assert replay_letters(subject, ALL, 100.0, dry_run=False) == 0
+    assert sizes == [10, 10, 10]
+    assert time.monotonic() - began_s > 0.29, "30 at 100 a second"
+    assert server.llen(KEYS.ready) == 30
+
+
+def test_list_counts_the_rest_without_reading_it(
+    server: redis.Redis, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = die(server, 0)
+    for number in range(1, 1201):
+        die(server, number, reason="expired")
+    assert list_letters(DeadLetters(url, "pb"), ALL, 1, as_json=False) == 0
+    told = capsys.readouterr()
+    assert first in told.out and "1 shown, 1200 more (--limit)" in told.err
+    assert list_letters(DeadLetters(url, "pb"), Filter(reason="expired"), 2, as_json=False) == 0
+    assert "2 shown, 1198 more (--limit)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["replay"], "or say --all"),
+        (["purge", "--dry-run"], "or say --all"),
+        (["list", "--id", "123"], "--id 123: 16 hex digits"),
+        (["list", "--endpoint", "xyz"], "--endpoint xyz: 16 hex digits"),
+        (["list", "--reason", "bogus"], "'attempts_exhausted'"),
+        (["show", "123"], "16 hex digits"),
+    ],
+)
+def test_options_that_mean_no_letter_are_refused(arguments: list[str], said: str) -> None:
+    ended = CliRunner().invoke(main, ["dead", *arguments, "--set", "queue.url=redis://127.0.0.1:1"])
+    assert ended.exit_code == 2
+    assert said in ended.output
+
+
+def test_absent_letter_is_looked_for_elsewhere(
+    server: redis.Redis, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died = die(server, 1)
+    assert show_letter(DeadLetters(url, "pb"), died, overflow=False) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == died
+    assert show_letter(DeadLetters(url, "pb"), died[:-1] + "f", overflow=False) == 1
+    assert "--overflow" in capsys.readouterr().err
 
 
 def test_everything_known_is_shown(server: redis.Redis, url: str) -> None:

@@ -62,7 +62,7 @@ def test_dead_comes_with_its_letter(server: redis.Redis, url: str) -> None:
 
 
 def test_absent_one_is_none_among_look_alikes(server: redis.Redis, url: str) -> None:
-    die(server, 1)
+    die(server, 2)
     lookalike = encode_element(EID, postback_id(9), [b"\xcf" + postback_id(1).to_bytes(8, "big")])
     server.rpush(KEYS.ready, lookalike, b"\xcf" + postback_id(1).to_bytes(8, "big"))
     assert find(url, 1) is None
