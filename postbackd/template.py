@@ -3,7 +3,7 @@
 
 In: the record's url, headers and body with `{key}` placeholders; then values by the record's field list.
 Out: the request to send, or a RenderError (dead at once). Compiling raises TemplateError, with what to mend.
-The syntax is template_syntax.py, the encoding of values template_values.py.
+The syntax is template_syntax.py, one place of a template template_text.py, the encoding of values template_values.py.
 
 A value never changes the URL's structure: it is percent-encoded, and one that makes a whole dot segment is an error.
 """
@@ -17,6 +17,7 @@ import msgspec
 from postbackd import url as urls
 from postbackd.codec import BodyTemplate, EndpointRecord, ErrorClass, format_id
 from postbackd.template_syntax import BUILT_INS, Piece, Placeholder, TemplateError, parse, split_url
+from postbackd.template_text import Compiler, Parameters, Text, check_drop, refuse_raw
 from postbackd.template_values import (
     CONTROL,
     Encode,
@@ -25,7 +26,6 @@ from postbackd.template_values import (
     host_value,
     json_inside_string,
     json_value,
-    url_raw,
     url_value,
     value_text,
     xml_value,
@@ -72,126 +72,22 @@ def optional_fields(record: EndpointRecord) -> frozenset[str]:
     return frozenset(piece.name for piece in found) - needed
 
 
-class _Text:
-    """A template of one place: its literals, and the values between them."""
-
-    __slots__ = ("_parts", "_slots", "droppable")
-
-    def __init__(self, compiler: "_Compiler", pieces: Sequence[Piece], literal: Callable[[str], str], encode: Encode):
-        self._parts: list[str] = []
-        self._slots: list[tuple[int, int, Encode, str]] = []
-        self.droppable: list[int] = []  # fields without which a parameter goes, under drop_param
-        for piece in pieces:
-            if isinstance(piece, str):
-                self._parts.append(literal(piece))
-                continue
-            encoder = url_raw if piece.raw else encode
-            field = compiler.field_number(piece.name)
-            self._slots.append((len(self._parts), field, encoder, compiler.missing(piece, encoder)))
-            if piece.default is None and piece.name not in BUILT_INS:
-                self.droppable.append(field)
-            self._parts.append("")
-
-    @property
-    def constant(self) -> str | None:
-        """The text itself, where it has no placeholder."""
-        return None if self._slots else "".join(self._parts)
-
-    def render(self, values: Sequence[Any]) -> str:
-        parts = self._parts.copy()
-        for position, field, encode, missing in self._slots:
-            value = values[field]
-            if value is None:
-                parts[position] = missing
-            elif encode is url_value and type(value) is str and value.isalnum() and value.isascii():
-                parts[position] = value  # most values: nothing to encode, and 0.2 µs for two calls saved
-            else:
-                parts[position] = encode(value)
-        return "".join(parts)
-
-
-class _Compiler:
-    """What the places of one record share while they are compiled."""
-
-    def __init__(self, record: EndpointRecord) -> None:
-        self.record = record
-        names = [*record.fields, *BUILT_INS]
-        self._numbers = {name: number for number, name in enumerate(names)}
-        self.uses_built_ins = False
-
-    def field_number(self, name: str) -> int:
-        if name in BUILT_INS:
-            self.uses_built_ins = True
-        number = self._numbers.get(name)
-        if number is None:
-            raise TemplateError(f"The record's field list lacks the key {name[:80]!r}.")
-        return number
-
-    def missing(self, piece: Placeholder, encode: Encode) -> str:
-        """What stands for a missing value."""
-        text = piece.default
-        if text is None:
-            text = piece.source if self.record.unmatched == "keep" else self.record.default
-        if not text and encode is host_value:
-            return ""  # no part of a host, but whether that makes one is seen when it is rendered
-        try:
-            return encode(text)
-        except RenderError as error:
-            raise TemplateError(f"What stands for a missing {piece.name} cannot: {error}.", piece.position) from None
-
-
-def _check_drop(compiler: _Compiler, text: _Text, place: str) -> None:
-    if compiler.record.unmatched == "drop_param" and text.droppable:
-        raise TemplateError(
-            f"unmatched drop_param is for query and form parameters, but the {place} has a placeholder: "
-            "give that one a default with |default:x."
-        )
-
-
-def _refuse_raw(pieces: Sequence[Piece], place: str) -> None:
-    for piece in pieces:
-        if isinstance(piece, Placeholder) and piece.raw:
-            raise TemplateError(f"The modifier raw is for path and query; this is the {place}.", piece.position)
-
-
-class _Parameters:
-    """Parameters joined by `&`, each of which goes when a value of it is missing (drop_param)."""
-
-    def __init__(self, compiler: _Compiler, pieces: Sequence[Piece], literal: Callable[[str], str]) -> None:
-        groups: list[list[Piece]] = [[]]
-        for piece in pieces:
-            if isinstance(piece, Placeholder):
-                groups[-1].append(piece)
-                continue
-            first, *rest = piece.split("&")
-            groups[-1].append(first)
-            groups += [[text] for text in rest]
-        self._parameters = [_Text(compiler, group, literal, url_value) for group in groups]
-
-    def render(self, values: Sequence[Any]) -> str:
-        return "&".join(
-            parameter.render(values)
-            for parameter in self._parameters
-            if all(values[field] is not None for field in parameter.droppable)
-        )
-
-
 class _Url:
     """The url of a record: scheme and authority, path, query."""
 
-    def __init__(self, compiler: _Compiler, text: str, allow_host: bool) -> None:
+    def __init__(self, compiler: Compiler, text: str, allow_host: bool) -> None:
         scheme, authority, path, query = split_url(parse(text))
         self.scheme = scheme
         self.host_key = ""
-        self._authority: _Text | None = None
+        self._authority: Text | None = None
         head = f"{scheme}://"
         if any(isinstance(piece, Placeholder) for piece in authority):
             if not allow_host:
                 position = next(piece.position for piece in authority if isinstance(piece, Placeholder))
                 raise TemplateError("A placeholder in the host needs template.allow_host = true.", position)
-            _refuse_raw(authority, "host")
-            self._authority = _Text(compiler, authority, str, host_value)
-            _check_drop(compiler, self._authority, "host")
+            refuse_raw(authority, "host")
+            self._authority = Text(compiler, authority, str, host_value)
+            check_drop(compiler, self._authority, "host")
         else:
             parsed = urls.parse_authority("".join(map(str, authority)), scheme)
             self.host_key = parsed.key
@@ -199,20 +95,20 @@ class _Url:
         self._drops = None
         rest: list[Piece] = [*path]
         if compiler.record.unmatched == "drop_param" and query is not None:
-            self._drops = _Parameters(compiler, query, encode_uri)
+            self._drops = Parameters(compiler, query, encode_uri)
         elif query is not None:
             rest += ["?", *query]
         self._path_has_values = any(isinstance(piece, Placeholder) for piece in path)
         if compiler.record.unmatched == "drop_param":
-            _check_drop(compiler, _Text(compiler, path, encode_uri, url_value), "path")
+            check_drop(compiler, Text(compiler, path, encode_uri, url_value), "path")
         literal_path = "".join(encode_uri(piece) if isinstance(piece, str) else "x" for piece in path)
         self._dot_segments = len(_DOT_SEGMENT.findall(literal_path))  # written by the endpoint's owner: theirs
         if self._authority is None:
             rest = [head, *rest]  # nothing but URI characters by now
-        self._rest = _Text(compiler, rest, encode_uri, url_value)
+        self._rest = Text(compiler, rest, encode_uri, url_value)
 
     @property
-    def plain(self) -> _Text | None:
+    def plain(self) -> Text | None:
         """The whole URL as one text, where its values can neither drop a parameter nor make a dot segment."""
         is_plain = self._authority is None and self._drops is None and not self._path_has_values
         return self._rest if is_plain else None
@@ -240,34 +136,34 @@ class _Url:
 class _Body:
     """The body of a record."""
 
-    def __init__(self, compiler: _Compiler, body: str | BodyTemplate) -> None:
+    def __init__(self, compiler: Compiler, body: str | BodyTemplate) -> None:
         self.content_type = (
             {"json": JSON_TYPE, "form": FORM_TYPE}.get(body) if isinstance(body, str) else body.content_type
         )
         self._is_sent = body in ("json", "form")  # one value behind the fields, ready as it is
         self._position = len(compiler.record.fields)
-        self._text: _Text | None = None
-        self._parameters: _Parameters | None = None
+        self._text: Text | None = None
+        self._parameters: Parameters | None = None
         if isinstance(body, BodyTemplate):
             self._compile(compiler, body)
 
-    def _compile(self, compiler: _Compiler, body: BodyTemplate) -> None:
+    def _compile(self, compiler: Compiler, body: BodyTemplate) -> None:
         pieces = parse(body.template)
-        _refuse_raw(pieces, "body")
+        refuse_raw(pieces, "body")
         kind = body.content_type.partition(";")[0].strip().lower()
         if kind == FORM_TYPE:
             if compiler.record.unmatched == "drop_param":
-                self._parameters = _Parameters(compiler, pieces, str)
+                self._parameters = Parameters(compiler, pieces, str)
             else:
-                self._text = _Text(compiler, pieces, str, url_value)
+                self._text = Text(compiler, pieces, str, url_value)
             return
         if kind == JSON_TYPE or kind.endswith("+json"):
             self._text = _json_text(compiler, pieces)
         elif kind.endswith(("/xml", "+xml")) or kind == "text/html":
-            self._text = _Text(compiler, pieces, str, xml_value)
+            self._text = Text(compiler, pieces, str, xml_value)
         else:
-            self._text = _Text(compiler, pieces, str, value_text)
-        _check_drop(compiler, self._text, "body")
+            self._text = Text(compiler, pieces, str, value_text)
+        check_drop(compiler, self._text, "body")
 
     def render(self, values: Sequence[Any], sent: bytes | None) -> bytes | None:
         if self._is_sent:
@@ -279,29 +175,22 @@ class _Body:
         return None
 
 
-def _json_text(compiler: _Compiler, pieces: Sequence[Piece]) -> _Text:
+def _json_text(compiler: Compiler, pieces: Sequence[Piece]) -> Text:
     """In a JSON body a placeholder between quotes is part of that string; elsewhere it is a value with its own."""
-    text = _Text(compiler, pieces, str, json_value)
     inside = False
     encoders: list[Encode] = []
     for piece in pieces:
         if isinstance(piece, str):
             inside ^= len(re.sub(r"\\.", "", piece).split('"')) % 2 == 0
-        else:
-            encoders.append(json_inside_string if inside else json_value)
-    found = [piece for piece in pieces if isinstance(piece, Placeholder)]
-    text._slots = [
-        (position, field, encode, compiler.missing(piece, encode))
-        for (position, field, _, _), encode, piece in zip(text._slots, encoders, found, strict=True)
-    ]
-    return text
+        encoders.append(json_inside_string if inside else json_value)
+    return Text(compiler, pieces, str, encoders)
 
 
 class CompiledEndpoint:
     """An endpoint ready to render. Raises TemplateError or UrlError where its record cannot be compiled."""
 
     def __init__(self, record: EndpointRecord, *, allow_host: bool = False) -> None:
-        compiler = _Compiler(record)
+        compiler = Compiler(record)
         self.record = record
         self._url = _Url(compiler, record.url, allow_host)
         self.host_key = self._url.host_key  # `host` or `host:port`; empty where the host is a placeholder
@@ -329,13 +218,13 @@ class CompiledEndpoint:
         """The header lines that have no placeholder."""
         return self._constant_headers
 
-    def _compile_header(self, compiler: _Compiler, name: str, value: str) -> bytes | tuple[str, _Text]:
+    def _compile_header(self, compiler: Compiler, name: str, value: str) -> bytes | tuple[str, Text]:
         pieces = parse(value)
         if any(isinstance(piece, str) and CONTROL.search(piece) for piece in pieces):
             raise TemplateError(f"The header {name} has a control character.")
-        _refuse_raw(pieces, "header " + name)
-        text = _Text(compiler, pieces, str, header_value)
-        _check_drop(compiler, text, "header " + name)
+        refuse_raw(pieces, "header " + name)
+        text = Text(compiler, pieces, str, header_value)
+        check_drop(compiler, text, "header " + name)
         return _header_line(name, text.constant) if text.constant is not None else (name, text)
 
     def render(self, values: Sequence[Any], postback_id: int, attempt: int, now_ms: int) -> Rendered:

@@ -2,7 +2,7 @@
 """The syntax of templates: text → pieces. Pure.
 
 text         = literal, `{{`, `}}`, or a placeholder, in one pass from left to right; nothing is expanded twice
-placeholder  = `{name}` or `{name|modifier|…}`; modifiers: raw, default:x
+placeholder  = `{name}` or `{name|modifier|…}`; modifiers: raw, default:x, and those of template_modifiers.py
 name         = a key of the data object, a dotted path into it, or @id @timestamp @timestamp_ms @attempt
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from postbackd import url as urls
+from postbackd.template_modifiers import ModifierError, Step, make_step
 from postbackd.url import UrlError
 
 BUILT_INS = ("@id", "@timestamp", "@timestamp_ms", "@attempt")
-LATER_MODIFIERS = frozenset({"lower", "upper", "trim", "md5", "sha1", "sha256", "b64url", "json", "map", "date"})
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -34,6 +34,8 @@ class Placeholder(NamedTuple):
     name: str
     raw: bool
     default: str | None
+    steps: tuple[Step, ...]  # what its modifiers do to a value, in their order
+    default_steps: tuple[Step, ...]  # those behind the default, which it goes through as well
     source: str  # as it was written, for `keep`
     position: int
 
@@ -73,17 +75,28 @@ def _parse_placeholder(inner: str, source: str, position: int) -> Placeholder:
     if name.startswith("@") and name not in BUILT_INS:
         raise TemplateError(f"There is no built-in {name[:40]}: known are {', '.join(BUILT_INS)}.", position)
     raw, default = False, None
+    steps: list[Step] = []
+    steps_before_default = 0
+    at = position + 1 + len(name)
     for modifier in modifiers:
         kind, colon, argument = modifier.partition(":")
         if kind == "raw" and not colon:
             raw = True
         elif kind == "default" and colon:
-            default = argument
-        elif kind in LATER_MODIFIERS:
-            raise TemplateError(f"The modifier {kind} is not supported yet: raw and default:x are.", position)
+            if default is not None:
+                raise TemplateError("The modifier default stands there twice.", at + 1)
+            default, steps_before_default = argument, len(steps)
+        elif kind == "default":
+            raise TemplateError("The modifier default needs its text, as in default:x.", at + 1)
+        elif kind == "raw":
+            raise TemplateError("The modifier raw takes nothing behind a colon.", at + 1)
         else:
-            raise TemplateError(f"There is no modifier {modifier[:40]!r}: raw and default:x are known.", position)
-    return Placeholder(name, raw, default, source, position)
+            try:
+                steps.append(make_step(kind, argument if colon else None))
+            except ModifierError as error:
+                raise TemplateError(str(error), at + 1) from None
+        at += 1 + len(modifier)
+    return Placeholder(name, raw, default, tuple(steps), tuple(steps[steps_before_default:]), source, position)
 
 
 def split_url(pieces: Sequence[Piece]) -> tuple[str, list[Piece], list[Piece], list[Piece] | None]:
