@@ -70,6 +70,18 @@ def send(file: str, url: str | None, as_json: bool, config: str | None, override
 
 
 @main.command()
+@click.argument("file", metavar="FILE|-")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@config_option
+@set_option
+def render(file: str, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Show what the request in FILE would send, item by item, and what is wrong with it; nothing is sent."""
+    from postbackd.tools.render import render as run_render
+
+    sys.exit(run_render(load_settings(config, overrides), file, as_json))
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Status of every answer.")
