@@ -9,6 +9,7 @@ import click
 from postbackd import __version__
 from postbackd.cli_dead import dead
 from postbackd.cli_options import Commands, config_option, existing_file, load_settings, set_option
+from postbackd.cli_watch import status, tail, top
 from postbackd.errors import ConfigError
 
 ROLES = ("ingest", "deliver", "admin")
@@ -137,7 +138,8 @@ def explain(postback_id: str, as_json: bool, config: str | None, overrides: tupl
     sys.exit(run_explain(load_settings(config, overrides), postback_id, as_json))
 
 
-main.add_command(dead)
+for _command in (dead, status, tail, top):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ PURE = [
     "delivery.egress",
     "delivery.pace",
     "admin.history",
+    "oplog_limit",
+    "tools.board",
+    "tools.figures",
+    "tools.plain_text",
 ]
 IO_MODULES = {"socket", "redis", "pycurl", "bjoern", "subprocess", "select", "os", "threading", "time", "hiredis"}
 ONLY_IN = {
