@@ -39,20 +39,38 @@ def read_sent(files: Iterable[Path]) -> set[int]:
 
 
 def read_delivered(files: Iterable[Path], sent: set[int]) -> Iterator[int]:
-    """The id of every delivery that the files show."""
+    """The id of every delivery that the files show.
+
+    Torn lines (a killed sink, a full disk under the log) are passed over and told: that can only make more lost.
+    """
     for file in files:
+        whole = 0
+        torn: list[int] = []
         for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
-            try:
-                entry = _decode(line)
-            except msgspec.DecodeError:
-                raise PostbackdError(
-                    f"{file}:{number}: no JSON line: give a sink's record (sink --record) or a delivery log"
-                ) from None
+            entry = _entry_of(line)
+            if entry is None:
+                torn.append(number)
+                continue
+            whole += 1
             found = _id_of(entry, sent)
             if found is not None:
                 yield found
+        if torn and not whole:
+            raise PostbackdError(
+                f"{file}:{torn[0]}: no JSON line: give a sink's record (sink --record) or a delivery log"
+            )
+        if torn:
+            click.echo(f"postbackd: {file}: {len(torn)} torn lines passed over, the first is {torn[0]}", err=True)
+
+
+def _entry_of(line: str) -> dict[str, Any] | None:
+    try:
+        entry = _decode(line)
+    except msgspec.DecodeError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -90,6 +108,8 @@ def compare(sent: set[int], delivered: Iterable[int]) -> Audit:
 def audit(sent_files: Iterable[Path], received_files: Iterable[Path], show: int, as_json: bool) -> int:
     """Print the result; exit code 1 when anything is lost."""
     sent = read_sent(sent_files)
+    if not sent:  # an audit of nothing finds nothing lost, which must not look like a proof
+        raise PostbackdError("no id in what was sent: give the answers of ingest, or the output of postbackd send")
     found = compare(sent, read_delivered(received_files, sent))
     repeated = sum(found.duplicated.values()) - len(found.duplicated)
     if as_json:
@@ -108,7 +128,12 @@ def audit(sent_files: Iterable[Path], received_files: Iterable[Path], show: int,
         click.echo(f"lost            {len(found.lost)}")
         click.echo(f"duplicated      {len(found.duplicated)} ({repeated} deliveries too many)")
         click.echo(f"out of nowhere  {len(found.out_of_nowhere)}")
-        for name, numbers in (("lost", found.lost), ("out of nowhere", found.out_of_nowhere)):
+        named = (
+            ("lost", found.lost),
+            ("duplicated", sorted(found.duplicated)),
+            ("out of nowhere", found.out_of_nowhere),
+        )
+        for name, numbers in named:
             for number in numbers[:show]:
                 click.echo(f"{name}: {format_id(number)}  (postbackd explain {format_id(number)})")
     return ExitCode.FAILED if found.lost else ExitCode.OK

@@ -6,7 +6,6 @@ machine, a log that was rotated away).
 """
 
 import gzip
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -48,11 +47,13 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
     }
     story["attempts"] = list(_logged(Path(settings.log.path), text))
     _look_in_queue(settings, postback_id, story)
+    last = story["attempts"][-1].get("outcome") if story["attempts"] else None
+    if story["place"] is None and last == "delivered":  # its spool file may stay a while longer than it
+        story["place"] = "delivered"
     if story["place"] is None:
         _look_on_disk(Path(settings.data_dir), postback_id, story)
-    if story["place"] is None and story["attempts"]:
-        outcome = story["attempts"][-1]["outcome"]
-        story["place"] = {"delivered": "delivered", "dead": "gone from dead"}.get(outcome, "nowhere now")
+    if story["place"] is None and last is not None and "queue_error" not in story:
+        story["place"] = "gone from dead" if last == "dead" else "nowhere now"
     click.echo(msgspec.json.encode(story) if as_json else "\n".join(_tell(story, settings)))
     return ExitCode.FAILED if story["place"] is None else ExitCode.OK
 
@@ -91,7 +92,8 @@ def _add_found(found: Found, story: Story) -> None:
         story["worker"] = found.worker
     if found.letter is not None:
         story["reason"], story["died"] = found.letter.reason, format_ms(found.letter.died_ms)
-    logged = {attempt["attempt"] for attempt in story["attempts"]}
+    since = "" if item.start_ms is None else format_ms(item.start_ms)  # attempts before a replay have numbers too
+    logged = {attempt["attempt"] for attempt in story["attempts"] if attempt["time"] >= since}
     for number, (at_ms, code) in enumerate(item.attempts, 1):
         if number not in logged:
             story["attempts"].append({"attempt": number, "ended": format_ms(at_ms), "class": attempt_class_name(code)})
@@ -116,8 +118,13 @@ def _look_on_disk(data_dir: Path, postback_id: int, story: Story) -> None:
         if is_there:
             story["place"], story["file"] = "spooled", str(path)
             return
+    for path in sorted((data_dir / "spool").glob("*.damaged")):
+        if wanted in path.read_bytes():
+            story["place"], story["file"] = "damaged", str(path)
+            return
     letter = _in_overflow(data_dir / NAME, postback_id)
     if letter is not None:
+        story["endpoint"] = _endpoint(letter.record)
         story["place"], story["file"] = "dead (overflow file)", str(data_dir / NAME)
         story["reason"], story["died"] = letter.reason, format_ms(letter.died_ms)
 
@@ -135,7 +142,7 @@ def _in_overflow(path: Path, postback_id: int) -> DeadLetter | None:
 
 
 def _logged(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    """Its lines in the delivery log and in rotated ones beside it, oldest first."""
+    """Its lines in the delivery log and in rotated ones beside it, oldest first; torn ones (a full disk) left out."""
     mark = f'"id":"{text}"'.encode()
     spaced = f'"id": "{text}"'.encode()
     files = sorted(path.parent.glob(path.name + "*"), key=lambda file: file.stat().st_mtime)
@@ -143,9 +150,17 @@ def _logged(path: Path, text: str) -> Iterator[dict[str, Any]]:
         with _open(file) as lines:
             for line in lines:
                 if (mark in line or spaced in line) and line.endswith(b"\n"):
-                    entry = json.loads(line)
-                    if entry["id"] == text:
+                    entry = _decoded(line)
+                    if entry is not None and entry.get("id") == text:
                         yield entry
+
+
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return None
+    return entry if isinstance(entry, dict) and "outcome" in entry else None
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -179,16 +194,19 @@ def _tell(story: Story, settings: Settings) -> Iterator[str]:
 def _attempt_line(attempt: dict[str, Any]) -> str:
     number = attempt["attempt"]
     if "outcome" not in attempt:
+        if attempt["class"] == "endpoint_missing":
+            return f"waited    {attempt['ended']}  endpoint_missing: Redis has no record of it; 10 times, then dead"
         return f"attempt {number}  {attempt['ended']}  {attempt['class']}  (its log line is not in this log)"
     answer = f"{attempt['response_code']}" if attempt["response_code"] is not None else ""
     error = attempt["error"] or ""
     detail = f" ({attempt['error_detail']})" if attempt["error_detail"] else ""
     took = f" after {attempt['response_time_ms']} ms" if attempt["response_time_ms"] is not None else ""
+    number_text = f"attempt {number}" if number else "no attempt"
     outcome = attempt["outcome"] + (f", {attempt['reason']}" if attempt["reason"] else "")
     to = f" from {attempt['remote_ip']}" if attempt["remote_ip"] else ""
     then = f"; next at {attempt['next_attempt_at']}" if attempt["next_attempt_at"] else ""
     middle = " ".join(part for part in (answer, error) if part)
-    return f"attempt {number}  {attempt['time']}  {outcome}: {middle}{detail}{took}{to}{then}"
+    return f"{number_text}  {attempt['time']}  {outcome}: {middle}{detail}{took}{to}{then}"
 
 
 def _place(story: Story, settings: Settings) -> str:
@@ -206,13 +224,18 @@ def _place(story: Story, settings: Settings) -> str:
         case "spooled":
             return f"spooled in {story['file']}: it goes to the queue when Redis is back"
         case "dead (overflow file)":
-            return f"dead since {story['died']}: {story['reason']}, in {story['file']} (dead replay --overflow)"
+            how = f"postbackd dead replay --overflow --id {story['id']}"
+            return f"dead since {story['died']}: {story['reason']}, in {story['file']} ({how})"
+        case "damaged":
+            return f"in {story['file']}: damaged on the disk of the spool, so it was not enqueued; a person must look"
         case "delivered":
             return "delivered"
         case "gone from dead":
             return "no longer in dead: purged, or replayed and then delivered by a daemon with another log"
         case "nowhere now":
             return "in no place that was looked at: delivered with its line in another log, or moving; ask again"
+        case _ if "queue_error" in story:
+            return "unknown: the queue does not answer; ask again when it does"
         case _:
             return (
                 "unknown: not in queue, spool or overflow file, and no line of it in "

@@ -43,6 +43,16 @@ def test_each_place_is_told(tmp_path: Path) -> None:
         assert "later: attempt 2 is due" in told.stdout and "connection_refused" in told.stdout
         story = json.loads(explain(daemon, later, "--json").stdout)
         assert (story["place"], story["next_attempt"], len(story["attempts"])) == ("later", 2, 1)
+        with daemon.log_path.open("a") as log:  # as a full disk leaves it
+            log.write(f'{{"time":"2026","id":"{later}","attem\n')
+        assert explain(daemon, later).returncode == 0
+        endpoint = {"method": "GET", "url": "http://127.0.0.1:1/"}
+        status, answer = daemon.post({"endpoint": endpoint, "data": {}, "expires_after": 0.001})
+        assert status == 202, answer
+        expired = answer["ids"][0]
+        wait_until(lambda: "now       dead" in explain(daemon, expired).stdout, "it is dead")
+        told = explain(daemon, expired)
+        assert "not in this log" not in told.stdout, "no attempt that there never was"
         daemon.log_path.unlink()
         told = explain(daemon, later)
         assert "its log line is not in this log" in told.stdout, "the item itself knows its attempts"
@@ -69,6 +79,16 @@ def test_spooled_one_is_found_without_redis(tmp_path: Path) -> None:
             assert (
                 "now       spooled in " in told.stdout and "warning   the queue was not looked through" in told.stdout
             )
+            told = explain(daemon, "0000000000000001")
+            assert (told.returncode, "unknown: the queue does not answer" in told.stdout) == (1, True)
+            [spool] = (daemon.data_dir / "spool").glob("*.spool")
+            spool.rename(spool.with_suffix(".damaged"))
+            assert "damaged on the disk" in explain(daemon, spooled).stdout
+            line = {"id": spooled, "attempt": 1, "time": "2026", "outcome": "delivered", "reason": None}
+            line |= dict.fromkeys(("response_code", "response_time_ms", "error", "error_detail", "remote_ip"))
+            line |= {"next_attempt_at": None}
+            daemon.log_path.write_text(json.dumps(line, separators=(",", ":")) + "\n")
+            assert "now       delivered" in explain(daemon, spooled).stdout, "its file only waits to be removed"
     finally:
         server.destroy()
 

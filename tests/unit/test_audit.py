@@ -74,5 +74,21 @@ def test_text_names_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_is_no_record_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PostbackdError, match="r:2: no JSON line"):
-        audit([written(tmp_path / "s", A)], [written(tmp_path / "r", seen(A), "what?")], 1, as_json=False)
+    with pytest.raises(PostbackdError, match="r:1: no JSON line"):
+        audit([written(tmp_path / "s", A)], [written(tmp_path / "r", "what?", "[1]")], 1, as_json=False)
+
+
+def test_torn_lines_are_passed_over_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    received = written(tmp_path / "r", seen(A), '{"url":"/hit?id=', "[1]", seen(B))
+    assert audit([written(tmp_path / "s", A, B)], [received], 1, as_json=False) == 0
+    assert "r: 2 torn lines passed over, the first is 2" in capsys.readouterr().err
+
+
+def test_audit_of_nothing_is_no_proof(tmp_path: Path) -> None:
+    with pytest.raises(PostbackdError, match="no id"):
+        audit([written(tmp_path / "s", "nothing")], [written(tmp_path / "r", seen(A))], 1, as_json=False)
+
+
+def test_text_names_what_came_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit([written(tmp_path / "s", A)], [written(tmp_path / "r", seen(A), seen(A))], 1, as_json=False) == 0
+    assert f"duplicated: {A}" in capsys.readouterr().out
