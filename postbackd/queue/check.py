@@ -23,6 +23,11 @@ class Finding(NamedTuple):
     text: str
 
 
+REPLICA = Finding(
+    "fail", "queue: this server is a replica, which takes no writes: name the master, or sentinel://host:port/service."
+)
+
+
 def check_server(url: str, shards: int = 1) -> list[Finding]:
     """What there is to say about the servers behind a url; a single `fail` when one of them cannot be reached."""
     try:
@@ -46,12 +51,9 @@ def look_at_servers(url: str, shards: int = 1) -> list[Finding]:
 def _server(wire: Wire, route: Route) -> list[Finding]:
     info = _info(wire)
     policy = _config(wire, "maxmemory-policy") or info.get("maxmemory_policy", "")
-    findings = [_version(info), _eviction(policy), _persistence(info, _config(wire, "appendfsync"))]
+    findings = [_version(info), _eviction(policy), _persistence(info, _config(wire, "appendfsync")), *_room(info)]
     if info.get("role") == "slave":
-        text = (
-            "queue: this server is a replica, which takes no writes: name the master, or sentinel://host:port/service."
-        )
-        return [*findings, Finding("fail", text)]
+        return [*findings, REPLICA]
     if isinstance(route, ServerRoute):
         return findings
     return [*findings, _failover(info, _config(wire, "min-replicas-to-write"))]
@@ -127,24 +129,57 @@ def _persistence(info: dict[str, str], appendfsync: str | None) -> Finding:
         return Finding("ok", "queue: appendonly yes, appendfsync always: an acknowledged postback is on its disk")
     return Finding(
         "warn",
-        f"queue: appendfsync is {appendfsync or 'unknown'}: a power cut of the server can lose up to 2 s of "
-        "acknowledged postbacks. Set appendfsync always for none.",
+        f"queue: appendfsync is {appendfsync or 'unknown'}: a power cut of the server can lose "
+        f"{'some 30 s' if appendfsync == 'no' else 'up to 2 s'} of acknowledged postbacks. Set appendfsync always for "
+        "none.",
     )
 
 
-# What acknowledged postbacks a disaster costs, by how the server persists (None: it does not).
-LOSSES: dict[str, dict[str | None, str]] = {
-    "ingest or delivery process killed": {"always": "nothing", "everysec": "nothing", None: "nothing"},
-    "queue server killed (-9)": {"always": "nothing", "everysec": "up to 2 s, if an fsync was running", None: "all"},
-    "power cut of the queue server": {"always": "nothing", "everysec": "up to 2 s", None: "all"},
+def _room(info: dict[str, str]) -> list[Finding]:
+    """Why it would take no more just now."""
+    found = []
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    if 0 < limit <= used:
+        text = f"queue: its memory is full ({used} bytes of maxmemory {limit}): requests get 503. Raise maxmemory."
+        found.append(Finding("warn", text))
+    if info.get("aof_last_write_status", "ok") != "ok":
+        text = "queue: its append-only file cannot be written, so it takes no writes: look at the disk of the server."
+        found.append(Finding("warn", text))
+    return found
+
+
+# What a disaster costs of the acknowledged postbacks, by how the server persists (None: no append-only file).
+_SERVER_KILLED = {
+    "always": "nothing",
+    "no": "nothing: the system has what was acknowledged",
+    None: "all since its last snapshot",
 }
+_POWER_CUT = {"always": "nothing", "no": "what the system had not written yet, some 30 s", None: _SERVER_KILLED[None]}
 
 
-def losses(persistence: str | None, durability: str) -> list[str]:
+def losses(persistence: str | None, durability: str, has_failover: bool) -> list[str]:
     """What each disaster can cost, one line each; `persistence` is appendfsync, or None without append-only file."""
-    column = persistence if persistence in ("always", None) else "everysec"
-    failover = "nothing, if a replica that had it is promoted" if durability == "replica" else "what the replica lacked"
-    return [*(f"{disaster}: {by[column]}" for disaster, by in LOSSES.items()), f"failover to a replica: {failover}"]
+    killed = _SERVER_KILLED.get(persistence, "up to 2 s, if an fsync was running")
+    power_cut = _POWER_CUT.get(persistence, "up to 2 s")
+    failover = "what the replica lacked; what it had not been told of deliveries arrives again"
+    if durability == "replica":
+        failover = "nothing, if a replica that had it is promoted"
+        killed, power_cut = (
+            cost if cost.startswith("nothing") else f"{failover}; else {cost}" for cost in (killed, power_cut)
+        )
+    return [
+        "ingest process killed: nothing",
+        "delivery worker killed, or stopped past queue.lease_timeout: nothing; what it had in flight arrives again",
+        f"queue server killed (-9): {killed}",
+        f"power cut of the queue server: {power_cut}",
+        *([f"failover to a replica: {failover}"] if has_failover else []),
+    ]
+
+
+def replicas_of(url: str) -> int:
+    """How many replicas are connected; raises QueueUnavailableError."""
+    with contextlib.closing(route_to(url).open(0, TIMEOUT_S, TIMEOUT_S)) as wire:
+        return int(_info(wire).get("connected_slaves", 0))
 
 
 def persistence_of(url: str) -> str | None:
@@ -169,11 +204,13 @@ def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None], shards: int 
     while True:
         try:
             findings = look_at_servers(url, shards)
-            break
+            if REPLICA not in findings:
+                break
+            away = REPLICA.text  # perhaps for the length of a failover: as if it could not be reached
         except QueueUnavailableError as error:
-            if time.monotonic() > deadline_s:
-                text = f"queue: {error} Start it, or mend queue.url. (queue.url = {mask(url)})"
-                raise QueueAwayError(text) from None
+            away = f"queue: {error} Start it, or mend queue.url."
+        if time.monotonic() > deadline_s:
+            raise QueueAwayError(f"{away} (queue.url = {mask(url)})")
         beat()
         time.sleep(LOADING_PAUSE_S)
     for finding in findings:

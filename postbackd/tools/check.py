@@ -14,7 +14,7 @@ import click
 
 from postbackd.errors import BootError, ExitCode
 from postbackd.limits import raise_descriptor_limit
-from postbackd.queue.check import Finding, check_server, losses, persistence_of
+from postbackd.queue.check import Finding, check_server, losses, persistence_of, replicas_of
 from postbackd.queue.embedded import find_server
 from postbackd.senders import secret_of
 from postbackd.server.listener import bind, is_loopback
@@ -42,7 +42,7 @@ def check(settings: Settings, config: str | None) -> int:
         click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
     if not any(finding.level == "fail" for finding in findings):
         click.echo("what acknowledged postbacks a disaster can cost:")
-        for line in losses(_persistence(settings), settings.queue.durability):
+        for line in losses(_persistence(settings), settings.queue.durability, bool(settings.queue.url)):
             click.echo(f"     {line}")
     return ExitCode.FAILED if any(finding.level == "fail" for finding in findings) else ExitCode.OK
 
@@ -52,6 +52,8 @@ def _queue(settings: Settings) -> list[Finding]:
         findings = check_server(settings.queue.url, settings.queue.shards)
         if settings.queue.durability == "fsync" and not any("appendfsync always:" in f.text for f in findings):
             findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
+        if settings.queue.durability == "replica" and not any(finding.level == "fail" for finding in findings):
+            findings.append(_replicas(settings))
         return findings
     if settings.queue.durability == "fsync" and settings.queue.appendfsync != "always":
         return [Finding("fail", "queue: durability fsync needs queue.appendfsync = always.")]
@@ -59,6 +61,14 @@ def _queue(settings: Settings) -> list[Finding]:
         return [Finding("ok", f"queue: embedded server {find_server(settings.queue.server)}")]
     except BootError as error:
         return [Finding("fail", f"queue: {error}")]
+
+
+def _replicas(settings: Settings) -> Finding:
+    connected, wanted = replicas_of(settings.queue.url), settings.queue.replicas
+    text = f"queue: durability replica waits for {wanted} replica(s), {connected} connected"
+    if connected < wanted:
+        return Finding("fail", f"{text}: every request would get 503. Connect them, or lower queue.replicas.")
+    return Finding("ok", text)
 
 
 def _persistence(settings: Settings) -> str | None:

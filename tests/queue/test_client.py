@@ -18,12 +18,13 @@ from postbackd.errors import (
     DurabilityTimeoutError,
     IdempotencyConflictError,
     LeaseLostError,
+    QueueAwayError,
     QueueFullError,
     QueueUnavailableError,
     QueueUnsureError,
     RecordConflictError,
 )
-from postbackd.queue.check import check_server, refuse_unfit
+from postbackd.queue.check import check_server, losses, refuse_unfit, replicas_of
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
@@ -591,6 +592,48 @@ def test_number_that_another_owns_is_given_up(server: redis.Redis, url: str, tmp
 def test_fit_server_is_only_warned_of_its_persistence(url: str) -> None:
     assert [finding.level for finding in check_server(url)] == ["ok", "ok", "warn"]
     assert len(refuse_unfit(url, 0, lambda: None)) == 1
+
+
+def test_server_that_is_a_replica_for_a_while_counts_as_away(server: redis.Redis, url: str) -> None:
+    server.replicaof("127.0.0.1", free_port())
+    try:
+        with pytest.raises(QueueAwayError, match="is a replica"):
+            refuse_unfit(url, 0, lambda: None)
+        assert refuse_unfit(url, 60, lambda: server.replicaof("no", "one") and None), "a failover ends"
+    finally:
+        server.replicaof("no", "one")
+
+
+def test_full_server_is_warned_of(server: redis.Redis, url: str) -> None:
+    server.config_set("maxmemory", 1)
+    try:
+        assert any("memory is full" in finding.text for finding in check_server(url))
+    finally:
+        server.config_set("maxmemory", 0)
+    assert replicas_of(url) == 0
+
+
+@pytest.mark.parametrize(
+    ("persistence", "durability", "killed", "power_cut", "failover"),
+    [
+        ("always", "server", "nothing", "nothing", "what the replica lacked"),
+        ("everysec", "server", "up to 2 s, if", "up to 2 s", "what the replica lacked"),
+        ("unknown", "server", "up to 2 s, if", "up to 2 s", "what the replica lacked"),
+        ("no", "server", "nothing: the system", "what the system had not written yet", "what the replica lacked"),
+        (None, "server", "all since", "all since", "what the replica lacked"),
+        ("everysec", "replica", "nothing, if", "nothing, if", "nothing, if"),
+        (None, "replica", "nothing, if", "nothing, if", "nothing, if"),
+        ("always", "replica", "nothing", "nothing", "nothing, if"),
+    ],
+)
+def test_each_disaster_has_its_cost(
+    persistence: str | None, durability: str, killed: str, power_cut: str, failover: str
+) -> None:
+    lines = losses(persistence, durability, has_failover=True)
+    assert lines[2].startswith(f"queue server killed (-9): {killed}")
+    assert lines[3].startswith(f"power cut of the queue server: {power_cut}")
+    assert lines[4].startswith(f"failover to a replica: {failover}")
+    assert len(losses(persistence, durability, has_failover=False)) == 4
 
 
 def test_evicting_server_is_refused_with_the_way_to_mend_it(server: redis.Redis, url: str) -> None:
