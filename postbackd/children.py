@@ -29,7 +29,7 @@ from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
 from postbackd.host_board import HostBoard
-from postbackd.ingest import IngestDoor, create_app
+from postbackd.ingest import MAX_NDJSON_BYTES, IngestDoor, create_app
 from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
@@ -48,12 +48,14 @@ from postbackd.queue.worker_number import WorkerNumber, has_numbers
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.senders import Senders
 from postbackd.server.listener import serve
-from postbackd.settings import Settings
+from postbackd.server.watch import Limits
+from postbackd.settings import Ingest, Settings
 from postbackd.signing import SigningKeys
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
 ADMIN_DRAIN_S = 2.0  # whoever looks on needs no more
+ADMIN_LIMITS = Limits(512, 0, idle_ms=60_000, request_ms=20_000, body_bytes=1 << 20, arriving_bytes=64 << 20)
 SHORT_QUEUE_WAIT_S = 1.0  # where we can do without it for a while
 
 
@@ -151,6 +153,9 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         beat=context.beat,
         progress=lambda: context.cells[Cell.REQUESTS],
         drain_delay_s=settings.ingest.drain_delay,
+        limits=door_limits(settings.ingest),
+        on_refused=_Counter(context.cells, Cell.MISFRAMED),
+        on_cut=_Counter(context.cells, Cell.CONNECTIONS_CUT),
     )
     replay.stop()
     return ExitCode.OK
@@ -167,9 +172,29 @@ def admin_main(context: SlotContext, settings: Settings, listener: socket.socket
     app = create_admin_app(observer, settings.admin)
     observer.start()
     DeadKeeper(url, keys, data_dir, settings.dead).start()
-    serve(listener, app, lambda: None, ADMIN_DRAIN_S, beat=context.beat, progress=lambda: app.requests)
+    serve(
+        listener,
+        app,
+        lambda: None,
+        ADMIN_DRAIN_S,
+        beat=context.beat,
+        progress=lambda: app.requests,
+        limits=ADMIN_LIMITS,
+    )
     observer.stop()
     return ExitCode.OK
+
+
+def door_limits(ingest: Ingest) -> Limits:
+    """What the guard keeps of [ingest]."""
+    return Limits(
+        max_connections=ingest.max_connections,
+        per_address=ingest.max_connections_per_address,
+        idle_ms=int(ingest.idle_timeout * 1000),
+        request_ms=int(ingest.request_timeout * 1000),
+        body_bytes=max(ingest.max_body_bytes, MAX_NDJSON_BYTES),
+        arriving_bytes=ingest.max_arriving_bytes,
+    )
 
 
 class _Flags:

@@ -49,6 +49,7 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 
 ENDPOINT_CACHE_SIZE = 4096  # distinct endpoint texts a process keeps compiled; the oldest goes first
 RETRY_AFTER_S = 5
+MAX_NDJSON_BYTES = 16 * 1024 * 1024
 JSON_TYPES = frozenset({"", "application/json"})
 
 STATUS_LINES = {
@@ -368,7 +369,7 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
         if env["PATH_INFO"] in self._paths and env["REQUEST_METHOD"] == "POST":
             status, headers, body = self._door.answer(env)
             start_response(status, headers)
-            return (body,)
+            return [body]  # bjoern takes a list of one without iterating over it
         return super().__call__(env, start_response)
 
 

@@ -41,10 +41,14 @@ class Cell(IntEnum):
     SPOOLED = 14  # postbacks acknowledged from the spool
     REPLAYED = 15  # postbacks of the spool that were enqueued
     UNSURE = 16  # requests spooled although Redis may have taken them: these may be delivered twice
-    IN_FLIGHT = 17
-    WAITING = 18  # claimed and waiting in a lane
-    HEARTBEAT_MS = 19  # monotonic; 0 = this incarnation has not said yet that it works
-    PID = 20  # who runs here, or ran here last
+    CONNECTIONS_CUT = 17  # by the guard, over one of the limits of [ingest]
+    MISFRAMED = 18  # requests that bjoern took for one and that were not: 400 and the connection closed
+    TOKENS_REFUSED = 19  # 401, 403
+    RATE_LIMITED = 20  # 429
+    IN_FLIGHT = 21
+    WAITING = 22  # claimed and waiting in a lane
+    HEARTBEAT_MS = 23  # monotonic; 0 = this incarnation has not said yet that it works
+    PID = 24  # who runs here, or ran here last
 
 
 class Phase(IntEnum):
@@ -56,7 +60,7 @@ class Phase(IntEnum):
 
 
 FIRST_GAUGE = Cell.IN_FLIGHT
-CELLS_PER_SLOT = 24  # three cache lines: neighbours do not slow each other down
+CELLS_PER_SLOT = 32  # four cache lines: neighbours do not slow each other down
 
 
 def monotonic_ms() -> int:

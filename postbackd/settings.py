@@ -24,6 +24,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 CountOrAuto = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
 Timeout = Annotated[float, Meta(ge=0.1, le=60)]
 Bytes = Annotated[int, Meta(ge=1)]
 
@@ -40,8 +41,18 @@ class Ingest(Section, frozen=True, kw_only=True):
     workers: Annotated[CountOrAuto, _meta("processes; 0 = 4 a core", reload=True)] = 0
     max_body_bytes: Annotated[Bytes, _meta("largest request body; beyond it 413", "bytes", reload=True)] = 1_048_576
     max_items: Annotated[Count, _meta("most data objects in one request; beyond it 413", reload=True)] = 1000
-    max_connections: Annotated[Count, _meta("most connections of one process")] = 4096
-    idle_timeout: Annotated[Seconds, _meta("an idle connection is closed after this", "s", later=True)] = 60.0
+    max_connections: Annotated[Count, _meta("most connections of one process; the longest idle is cut")] = 4096
+    max_connections_per_address: Annotated[
+        CountOrAuto, _meta("most connections of one process from one address; 0 = no limit of its own")
+    ] = 0
+    idle_timeout: Annotated[PositiveSeconds, _meta("an idle connection is closed after this", "s")] = 60.0
+    request_timeout: Annotated[
+        PositiveSeconds,
+        _meta("a request must arrive, an answer be taken within this and 1 s more per 64 kB", "s"),
+    ] = 20.0
+    max_arriving_bytes: Annotated[
+        Bytes, _meta("memory for unfinished requests of one process; the largest are cut", "bytes")
+    ] = 134_217_728
     drain_delay: Annotated[Seconds, _meta("how long /ready says 503 before the socket closes at a stop", "s")] = 0.0
     tokens: Annotated[list[str], _meta("bearer tokens, as name:secret; none = open", secret=True)] = []
     paths: Annotated[list[str], _meta("paths that take requests")] = msgspec.field(

@@ -1,103 +1,102 @@
 # SPDX-License-Identifier: MIT
 """The guard: one thread beside bjoern that does to connections what bjoern cannot.
 
-bjoern stops accepting on SIGINT, but runs on until the last connection closes, and an idle keep-alive
-connection may never close. The guard finds this process' connections among its descriptors, shuts the reading
-side of those that are at rest (bjoern then reads their end and closes them), leaves requests that are still
-arriving some time, and ends the process when the drain's time is over. It never touches a request.
+While the process serves, it looks at every connection twice a second, a slice at a time, and cuts those that are over
+a limit of watch.py: bjoern has none of its own. It touches no request that has arrived whole.
+
+At the drain bjoern stops accepting on SIGINT, but runs on until the last connection closes, and an idle keep-alive
+connection may never close. The guard then shuts the reading side of those that are at rest (bjoern reads their end
+and closes them), leaves requests that are still arriving some time, and ends the process when the drain's time is
+over.
 """
 
+import contextlib
 import ctypes
 import os
 import queue
 import signal
 import socket
-import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NoReturn
 
 from postbackd import oplog
 from postbackd.errors import ExitCode
+from postbackd.server import watch
+from postbackd.server.connections import Door, duplicate, listed_descriptors, look_at, socket_inode, waits_for_us
+from postbackd.server.framing import closing_answer, send_and_shut
+from postbackd.server.watch import Limits, Reason, Watched
 
+PASS_EVERY_S = 0.5
+SLICE = 64  # connections looked at with the GIL held: 0.3 ms
+SLICE_REST_S = 0.002
+SAY_EVERY_S = 10.0
+LONGEST_STEP_MS = 2_000  # of our clock: a process that was stopped finds nobody late
 SCAN_EVERY_S = 0.02
 AT_REST_MS = 1_000  # nothing arrived for so long: the rest of a request is not on its way
 HANDLER_WAIT_S = 0.01
+# bjoern's close then sends a reset: a client that waits for room to send more would otherwise wait another minute.
+RESET = struct.pack("ii", 1, 0)
+TOO_LARGE = closing_answer(
+    "413 Content Too Large",
+    b'{"error":{"code":"body_too_large","message":"The body is too large: split the request."}}',
+)
 
-# struct tcp_info, all u32: tcpi_last_data_sent at 44, tcpi_last_data_recv at 52 (ms ago), tcpi_data_segs_out at 156
-_TCP_INFO = struct.Struct("=44x I 4x I 100x I")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def connections(listener: socket.socket) -> Iterator[socket.socket]:
-    """This process' connections that were accepted on the listener, each as a duplicate to use and forget.
-
-    bjoern owns the descriptors and may close one and get the number again at any moment. A duplicate is asked
-    who it is after it was made, so it is never somebody else's, and shutting it down shuts the connection.
-    """
-    door = _door(listener)
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                continue
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:  # closed since it was listed
-            continue
-        with connection:
-            try:
-                connection.getpeername()
-                is_ours = _door(connection) == door
-            except OSError:  # a listening socket, or one whose peer is gone
-                continue
-            if is_ours:
-                yield connection
-
-
-def _door(endpoint: socket.socket) -> object:
-    """What an accepted connection shares with its listener: the local port (or the path of a unix socket).
-
-    Not the address: a listener on 0.0.0.0 accepts on all of them. No connection that we open ourselves has
-    this port, since the kernel gives out no local port that something is bound to.
-    """
-    name = endpoint.getsockname()
-    return name[1] if endpoint.family in (socket.AF_INET, socket.AF_INET6) else name
-
-
-def is_at_rest(connection: socket.socket) -> bool:
-    """Whether nothing is half received: our answer is younger than the last data, or no data came for a while.
-
-    A request that has arrived whole may be cut off here: bjoern still reads and answers it. A connection on
-    which nothing came yet gets the same second as a request that is still arriving. The kernel's ages step by
-    4 ms and begin with the connection, so equal ones mean "answered" only where something was sent at all.
-    """
-    if connection.family == socket.AF_UNIX:
-        return True
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    sent_ms, received_ms, sent_segments = _TCP_INFO.unpack(info)
-    answered = sent_segments > 0 and sent_ms <= received_ms
-    return bool(answered or received_ms >= AT_REST_MS)
-
-
 class Guard(threading.Thread):
-    """Waits, costing nothing, until the drain begins; then sees it through."""
+    """Keeps the limits until the drain begins; then sees it through."""
 
-    def __init__(self, listener: socket.socket, drain_timeout_s: float, drain_delay_s: float) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        limits: Limits,
+        drain_timeout_s: float,
+        drain_delay_s: float,
+        *,
+        held_bytes: Callable[[], int] = lambda: 0,
+        on_started: Callable[[], None] = lambda: None,
+        on_cut: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`held_bytes` says what unfinished bodies take, `on_started` is called when bjoern runs, `on_cut` for each."""
         super().__init__(name="guard", daemon=True)
-        self._listener = listener
+        self._door = Door(listener)
+        self._limits = limits
         self._drain_timeout_s = drain_timeout_s
         self._drain_delay_s = drain_delay_s
-        # SimpleQueue.put may be called in a signal handler that interrupts another put; Event.set may not.
-        self._asked: queue.SimpleQueue[float] = queue.SimpleQueue()
+        self._held_bytes = held_bytes
+        self._on_started = on_started
+        self._on_cut = on_cut
+        # Seconds: drain after so many; None: look now. SimpleQueue.put may be called in a signal handler that
+        # interrupts another put; Event.set may not.
+        self._asked: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._python_handler = _sigint_handler()
+        self._watched: dict[int, Watched] = {}
+        self._now_ms = 1
+        self._looked_s = time.monotonic()
+        self._unsaid: dict[Reason, int] = {}
+        self._said_s = 0.0
 
     def begin_drain(self, *, at_once: bool = False) -> None:
         """Called by the signal handler; more than once does no harm. `at_once`: without the delay."""
         self._asked.put(0.0 if at_once else self._drain_delay_s)
 
+    def look_soon(self) -> None:
+        """A body has passed its limit. Called by bjoern's thread, in the middle of a read."""
+        self._asked.put(None)
+
     def run(self) -> None:
-        time.sleep(self._asked.get())
+        self._await_start()
+        self._on_started()
+        delay_s = None
+        while delay_s is None:
+            delay_s = self._wait(PASS_EVERY_S)
+            if delay_s is None:
+                delay_s = self._pass()
+        time.sleep(delay_s)
         self._stop_accepting()
         started_s = time.monotonic()
         while (passed_s := time.monotonic() - started_s) < self._drain_timeout_s:
@@ -105,30 +104,120 @@ class Guard(threading.Thread):
             time.sleep(SCAN_EVERY_S)
         self._cut_short()
 
+    # While it serves
+
+    def _wait(self, seconds: float) -> float | None:
+        """The drain's delay when that was asked for; returns earlier when there is something to look at."""
+        try:
+            return self._asked.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def _pass(self) -> float | None:
+        """Look at every connection and cut those over a limit; the drain's delay if that was asked for meanwhile."""
+        now_s = time.monotonic()
+        self._now_ms += min(int((now_s - self._looked_s) * 1000), LONGEST_STEP_MS)
+        self._looked_s = now_s
+        descriptors = listed_descriptors(max(self._watched, default=0))
+        for fd in self._watched.keys() - set(descriptors):
+            del self._watched[fd]
+        for start in range(0, len(descriptors), SLICE):
+            if start and (delay_s := self._wait(SLICE_REST_S)) is not None:
+                return delay_s
+            for fd in descriptors[start : start + SLICE]:
+                self._look(fd)
+        known = list(self._watched.items())
+        for fd, reason in watch.too_many(known, self._limits) if self._may_be_too_many(len(known)) else []:
+            self._cut(fd, reason)
+        for fd, reason in watch.too_heavy(known, self._held_bytes(), self._now_ms, self._limits):
+            self._cut(fd, reason)
+        self._say(now_s)
+        return None
+
+    def _may_be_too_many(self, count: int) -> bool:
+        return count > self._limits.max_connections or 0 < self._limits.per_address < count
+
+    def _look(self, fd: int) -> None:
+        inode = socket_inode(fd)
+        watched = self._watched.get(fd)
+        if watched is None or watched.inode != inode:
+            self._watched.pop(fd, None)
+            address = self._door.client_of(fd, inode) if inode else None
+            if address is None:
+                return
+            watched = self._watched[fd] = Watched(inode, address)
+        look = look_at(fd)
+        if look is None:  # a unix socket: only counted
+            return
+        reason = watched.judge(look, self._now_ms, self._limits)
+        if reason is not None and not (reason is Reason.SLOW_SENDER and waits_for_us(fd)):
+            self._cut(fd, reason)
+
+    def _cut(self, fd: int, reason: Reason) -> None:
+        """Shut a connection both ways; bjoern reads its end and closes it."""
+        watched = self._watched.pop(fd, None)
+        if watched is None:
+            return
+        with duplicate(fd, watched.inode) as connection:
+            if connection is None:
+                return
+            with contextlib.suppress(OSError):  # its peer has gone meanwhile, which is what we want
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                send_and_shut(connection, TOO_LARGE if reason is Reason.TOO_LARGE else b"")
+        self._on_cut()
+        self._unsaid[reason] = self._unsaid.get(reason, 0) + 1
+
+    def _say(self, now_s: float) -> None:
+        """One line in ten seconds, whatever is sent; connections that are only idle are nobody's concern."""
+        if self._unsaid.keys() - {Reason.IDLE} and now_s - self._said_s >= SAY_EVERY_S:
+            counts = {reason.value: count for reason, count in self._unsaid.items()}
+            oplog.warning("connections_cut", connections=len(self._watched), **counts)
+            self._said_s = now_s
+            self._unsaid.clear()
+
+    # The drain
+
+    def _await_start(self) -> None:
+        while _sigint_handler() == self._python_handler:
+            time.sleep(HANDLER_WAIT_S)
+
     def _stop_accepting(self) -> None:
-        """SIGINT for bjoern, exactly one and not before it listens to it.
+        """SIGINT for bjoern, exactly one and not before it listens to it (`_await_start`).
 
         Before its loop runs, Python's handler would swallow the signal; once bjoern (libev) has seen one, it
         puts back SIG_DFL, and a second one would kill the process with its requests.
         """
-        while _sigint_handler() == self._python_handler:
-            time.sleep(HANDLER_WAIT_S)
         main_thread = threading.main_thread().ident
         assert main_thread is not None
         signal.pthread_kill(main_thread, signal.SIGINT)
 
     def _shut_down(self, whatever: bool) -> None:
-        for connection in connections(self._listener):
-            try:
-                if whatever or is_at_rest(connection):
-                    connection.shutdown(socket.SHUT_RD)
-            except OSError:  # its peer has gone meanwhile, which is what we want
-                continue
+        for fd, inode in self._connections():
+            if whatever or _is_at_rest(fd):
+                with duplicate(fd, inode) as connection, contextlib.suppress(OSError):
+                    if connection is not None:
+                        connection.shutdown(socket.SHUT_RD)
+
+    def _connections(self) -> list[tuple[int, int]]:
+        found = [(fd, socket_inode(fd)) for fd in listed_descriptors(max(self._watched, default=0))]
+        return [(fd, inode) for fd, inode in found if inode and self._door.client_of(fd, inode) is not None]
 
     def _cut_short(self) -> NoReturn:
-        open_count = sum(1 for _ in connections(self._listener))
-        oplog.warning("drain_cut_short", connections=open_count, after_s=self._drain_timeout_s)
+        oplog.warning("drain_cut_short", connections=len(self._connections()), after_s=self._drain_timeout_s)
         os._exit(ExitCode.FAILED)
+
+
+def _is_at_rest(fd: int) -> bool:
+    """Whether nothing is half received: our answer is younger than the last data, or no data came for a while.
+
+    A request that has arrived whole may be cut off here: bjoern still reads and answers it. A connection on
+    which nothing came yet gets the same second as a request that is still arriving.
+    """
+    look = look_at(fd)
+    if look is None:
+        return True
+    answered = look.sent_segments > 0 and look.sent_age_ms <= look.received_age_ms
+    return answered or look.received_age_ms >= AT_REST_MS
 
 
 def _sigint_handler() -> int:

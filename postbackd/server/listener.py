@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from types import FrameType
@@ -20,7 +21,9 @@ import bjoern
 
 from postbackd import systemd
 from postbackd.errors import BootError
+from postbackd.server.framing import Framing, quiet_excepthook
 from postbackd.server.guard import Guard
+from postbackd.server.watch import NO_LIMITS, Limits
 from postbackd.settings import Admin
 
 BACKLOG = 1024
@@ -113,16 +116,31 @@ def serve(
     beat: Callable[[], None],
     progress: Callable[[], int],
     drain_delay_s: float = 0.0,
+    limits: Limits = NO_LIMITS,
+    on_refused: Callable[[], None] = lambda: None,
+    on_cut: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the app until SIGTERM and through the drain: every request that was read is answered.
 
     SIGTERM calls `on_drain` (from then on /ready is to say 503), and after `drain_delay_s` accepting stops and
     connections are closed as they come to rest. Past `drain_timeout_s` the guard ends the process. SIGUSR2, for a
     worker that is replaced: the same at once and untold, since the daemon stays ready. `progress`
-    counts the requests the app has begun: see `_heartbeat`. Lets blocked signals in; main thread only.
+    counts the requests the app has begun: see `_heartbeat`. `limits` are kept by the guard; `on_cut` is told of each
+    connection that it cuts, `on_refused` of each request that is none (framing.py). Lets blocked signals in; main
+    thread only.
     """
     signal.signal(signal.SIGINT, _ignore)  # bjoern's loop ends by raising one for Python
-    guard = Guard(listener, drain_timeout_s, drain_delay_s)
+    sys.excepthook = quiet_excepthook
+    framing = Framing(limits.body_bytes, limits.arriving_bytes, on_refused, lambda: guard.look_soon())
+    guard = Guard(
+        listener,
+        limits,
+        drain_timeout_s,
+        drain_delay_s,
+        held_bytes=lambda: framing.held_bytes,
+        on_started=framing.install(),
+        on_cut=on_cut,
+    )
     guard.start()  # with signals still blocked: they belong to the main thread
 
     def handle_sigterm(_signum: int, _frame: FrameType | None) -> None:
@@ -136,7 +154,7 @@ def serve(
     beat()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        bjoern.server_run(listener, app)
+        bjoern.server_run(listener, framing.around(app))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

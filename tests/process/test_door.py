@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: MIT
+"""bjoern behind its guard: what is taken for a request, what is cut, and what memory it may cost. Real sockets."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from postbackd.server.listener import bind
+from tests.support.daemon import wait_until
+
+BOUND_S = 60
+REPOSITORY = Path(__file__).parents[2]
+
+# Answers with the request as it understood it; every request it has run is a line of `handled`.
+CHILD = """
+import os, socket, sys
+from postbackd.server import guard, listener
+from postbackd.server.watch import NO_LIMITS
+
+fd, handled_path, limits = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+handled = os.open(handled_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+counts = {"refused": 0, "cut": 0}
+
+def app(environ, start_response):
+    body = environ["wsgi.input"].read()
+    os.write(handled, (environ["REQUEST_METHOD"] + " " + environ["PATH_INFO"] + "\\n").encode())
+    answer = repr(counts).encode() if environ["PATH_INFO"] == "/counts" else body
+    if environ["PATH_INFO"] == "/big":
+        answer = b"x" * 8_000_000
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+
+def count(what):
+    counts[what] += 1
+
+guard.PASS_EVERY_S = 0.05
+listener.serve(socket.socket(fileno=fd), app, lambda: None, 5.0, beat=lambda: None, progress=lambda: 0,
+               limits=NO_LIMITS._replace(**limits), on_refused=lambda: count("refused"), on_cut=lambda: count("cut"))
+"""
+
+
+class Server:
+    """One process that serves, with limits of the test's choice."""
+
+    def __init__(self, folder: Path, limits: dict[str, int]) -> None:
+        self.handled_path = folder / "handled"
+        self.errors = folder / "errors"
+        with closing(bind("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+            fd = listener.fileno()
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, str(fd), str(self.handled_path), repr(limits)],
+                pass_fds=[fd],
+                cwd=REPOSITORY,
+                stderr=self.errors.open("wb"),
+            )
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), BOUND_S)
+
+    def send(self, *pieces: bytes) -> bytes:
+        """All that comes back, until the server closes or has answered and is silent for a moment."""
+        with self.connect() as client:
+            for number, piece in enumerate(pieces):
+                if number:
+                    time.sleep(0.05)  # so that it is a read of its own; a slower machine only makes it an easier test
+                with contextlib.suppress(OSError):
+                    client.sendall(piece)
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_WR)
+            return read_all(client)
+
+    def handled(self) -> list[str]:
+        return self.handled_path.read_text().splitlines() if self.handled_path.exists() else []
+
+    def rss_bytes(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def lives(self) -> bool:
+        return self.process.poll() is None and self.send(request(b"still there")).endswith(b"still there")
+
+
+def read_all(client: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(OSError):  # reset: what came before it counts
+        while piece := client.recv(65536):
+            answer += piece
+    return answer
+
+
+def request(body: bytes = b"hello", headers: bytes = b"", path: bytes = b"/echo") -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (path, headers, len(body), body)
+
+
+def get(path: bytes = b"/first") -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def start(**limits: int) -> Server:
+        servers.append(Server(tmp_path, limits))
+        wait_until(servers[-1].lives, "it serves")
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+# What is a request
+
+
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+
+REFUSED = {
+    "two at once": (get() + get(b"/second"), "pipelining_refused"),
+    "a body and the next request": (request() + get(b"/second"), "pipelining_refused"),
+    "one and a part of the next": (get() + b"GET /second HTTP/1.1\r\nX-A: b", "pipelining_refused"),
+    "one and the next without all of its body": (get() + request(b"12345")[:-2], "pipelining_refused"),
+    "many at once": (get() * 1000, "pipelining_refused"),
+    "two lengths, the same": (request(headers=b"Content-Length: 5\r\n"), "ambiguous_length"),
+    "two lengths, the first 0": (request(headers=b"Content-Length: 0\r\n"), "ambiguous_length"),
+    "two lengths, the last shorter": (request(b"hello", b"Content-Length: 50\r\n"), "ambiguous_length"),
+    "length with a blank inside": (b"POST /echo HTTP/1.1\r\nContent-Length: 1 0\r\n\r\n0123456789", "ambiguous_length"),
+    "length with a zero before": (b"POST /echo HTTP/1.1\r\nContent-Length: 05\r\n\r\nhello", "ambiguous_length"),
+    "length beyond 64 bits": (
+        b"POST /echo HTTP/1.1\r\nContent-Length: 18446744073709551621\r\n\r\nhello",
+        "ambiguous_length",
+    ),
+    "length and chunked": (CHUNKED + b"Content-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "ambiguous_length"),
+    "chunked, the name with a blank": (
+        b"POST /echo HTTP/1.1\r\nTransfer-Encoding : chunked\r\nContent-Length: 5\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "malformed_request",
+    ),
+    "length, the name with a blank": (b"POST /echo HTTP/1.1\r\nContent-Length : 5\r\n\r\nhello", "malformed_request"),
+    "another coding": (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: identity\r\n\r\n", "ambiguous_length"),
+    "chunked twice": (CHUNKED + b"Transfer-Encoding: x\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "ambiguous_length"),
+    "expect without a body": (b"GET /first HTTP/1.1\r\nExpect: 100-continue\r\n\r\n", "expect_without_body"),
+    "upgrade": (b"GET /first HTTP/1.1\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n", "upgrade_refused"),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("door"), {})
+    wait_until(server.lives, "it serves")
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_one_request_is_refused_and_its_connection_closed(shared: Server, name: str) -> None:
+    sent, code = REFUSED[name]
+    before = shared.handled()
+    answer = shared.send(sent)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert b'{"error":{"code":"%b"' % code.encode() in answer
+    assert answer.count(b"HTTP/1.1") == 1
+    assert shared.handled() == before
+    assert shared.lives()
+
+
+TAKEN = {
+    "length": (request(), b"hello"),
+    "length with blanks around": (b"POST /echo HTTP/1.1\r\nContent-Length: 5 \r\n\r\nhello", b"hello"),
+    "chunked": (CHUNKED + b"\r\n3\r\nhel\r\n2;ext=1\r\nlo\r\n0\r\n\r\n", b"hello"),
+    "no body": (get(b"/x"), b""),
+    "empty lines before": (b"\r\n\r\n" + request(), b"hello"),
+    "expect": (request(b"hello", b"Expect: 100-continue\r\n"), b"hello"),
+    "HTTP/1.0": (b"POST /echo HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a whole URL": (b"POST http://a/echo HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+    "a URL without a path": (b"POST http://a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_one_request_is_taken(shared: Server, name: str) -> None:
+    sent, expected = TAKEN[name]
+    answer = shared.send(sent)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
+    assert answer.endswith(b"\r\n\r\n" + expected)
+
+
+def test_requests_behind_each_other_are_answered_in_order(shared: Server) -> None:
+    with shared.connect() as client:
+        for number in range(50):
+            client.sendall(request(b"%d" % number))
+            assert client.recv(1000).endswith(b"\r\n\r\n%d" % number)
+
+
+def test_body_in_pieces_with_a_request_behind_it_is_refused(shared: Server) -> None:
+    whole = request(b"0123456789" * 100)
+    before = shared.handled()
+    answer = shared.send(whole[:500], whole[500:800], whole[800:] + get(b"/second"))
+    assert b"pipelining_refused" in answer
+    assert shared.handled() == before
+
+
+# bjoern 3.2.2 alone dies of each: its parser goes on with a request whose headers are gone
+DEADLY = [
+    (get() + b"GET / HTTP/1.1\r\nFoo: b", b"ar\r\n\r\n"),
+    (get() + b"GET / HTTP/1.1\r\nFoo: b", b"ar\r\n", b"\r\n"),
+    (
+        b"GET / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n",
+        b"GET / HTTP/1.1\r\nExpect: 100-continue\r\nFoo: b",
+        b"ar\r\n\r\n",
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(DEADLY)))
+def test_process_survives_what_kills_bjoern(shared: Server, number: int) -> None:
+    shared.send(*DEADLY[number])
+    assert shared.lives()
+
+
+def test_dropped_requests_leave_no_memory_behind(start: Start) -> None:
+    server = start()
+    whole = [get() * 2000, get() * 2000 + b"\0", get() * 2000 + b"GET / HTTP/1.1\r\nA: b"]
+    for sent in whole:
+        server.send(sent)
+    before = server.rss_bytes()
+    for _ in range(20):
+        for sent in whole:
+            server.send(sent)
+    assert server.lives()
+    assert server.rss_bytes() - before < 20_000_000  # 120,000 environments of 1.4 kB: 170 MB in bjoern alone
+    assert server.errors.read_bytes().count(b"Traceback") == 0
+
+
+# What is cut
+
+
+def refused_and_cut(server: Server) -> dict[str, int]:
+    return eval(server.send(get(b"/counts")).rpartition(b"\r\n\r\n")[2])
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether the server has closed; it never sends anything here."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_idle_connections_are_cut(start: Start) -> None:
+    server = start(idle_ms=300)
+    with server.connect() as unused, server.connect() as used:
+        used.sendall(request())
+        used.recv(1000)
+        wait_until(lambda: is_closed(unused) and is_closed(used), "both are cut")
+    assert refused_and_cut(server)["cut"] == 2
+
+
+@pytest.mark.parametrize(
+    "begun", [b"POST /echo HTTP/1.1\r\nX-A: b", request(b"x" * 10_000)[:200]], ids=["head", "body"]
+)
+def test_slow_senders_are_cut_and_never_run(start: Start, begun: bytes) -> None:
+    server = start(request_ms=500)
+    with server.connect() as slow:
+        slow.sendall(begun)
+        stopped = threading.Event()
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not stopped.wait(0.02):
+                    slow.send(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        wait_until(lambda: refused_and_cut(server)["cut"] == 1, "it is cut")
+        stopped.set()
+        thread.join()
+    assert "POST /echo" not in server.handled()[1:]
+
+
+def test_slow_readers_are_cut(start: Start) -> None:
+    server = start(request_ms=500)
+    with server.connect() as slow:
+        slow.sendall(request(path=b"/big"))
+        wait_until(lambda: refused_and_cut(server)["cut"] == 1, "it is cut")
+        assert len(read_all(slow)) < 8_000_000
+
+
+def test_longest_idle_is_cut_when_there_are_too_many(start: Start) -> None:
+    server = start(max_connections=5)
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(server.connect()) for _ in range(5)]
+        wait_until(lambda: all(connection_is_known(client) for client in first), "they are accepted")
+        time.sleep(0.1)  # older than those that come now, by more than the kernel's clock tick
+        later = [stack.enter_context(server.connect()) for _ in range(5)]
+        wait_until(lambda: all(map(is_closed, first)), "the older ones are cut")
+        assert sum(map(is_closed, later)) <= 1  # one may have gone for the request that asks
+    assert server.lives()
+
+
+def connection_is_known(client: socket.socket) -> bool:
+    return client.getpeername() is not None
+
+
+def test_limit_of_one_address_leaves_others_alone(start: Start) -> None:
+    server = start(per_address=3)
+    with contextlib.ExitStack() as stack:
+        others = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), BOUND_S, ("127.0.0.9", 0)))
+            for _ in range(3)
+        ]
+        many = [stack.enter_context(server.connect()) for _ in range(10)]
+        wait_until(lambda: sum(map(is_closed, many)) >= 7, "what is over three is cut")
+        assert not any(map(is_closed, others))
+
+
+def test_body_without_end_is_cut_at_the_limit(start: Start) -> None:
+    server = start(body_bytes=1_000_000)
+    before = server.rss_bytes()
+    sent = 0
+    with server.connect() as client:
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 200000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while sent < 200_000_000:
+                sent += client.send(b"x" * 65536)
+        answer = read_all(client)
+    assert sent < 200_000_000
+    assert server.rss_bytes() - before < 20_000_000
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 413 Content Too Large\r\n")
+    assert server.lives()
+
+
+def test_body_over_the_limit_is_not_kept_and_is_a_413(start: Start) -> None:
+    server = start(body_bytes=1_000_000)
+    answer = server.send(request(b"x" * 1_000_001))
+    assert answer.startswith(b"HTTP/1.1 413 Content Too Large\r\n")
+    assert server.handled().count("POST /echo") == 1  # the one of the start
+    assert server.send(request(b"x" * 1_000_000)).endswith(b"x" * 1_000_000)
+
+
+def test_unfinished_bodies_take_no_more_than_their_budget(start: Start) -> None:
+    server = start(body_bytes=2_000_000, arriving_bytes=20_000_000)
+    before = server.rss_bytes()
+    piece = request(b"x" * 2_000_000)[:-1]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(60)]
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.sendall(piece)
+        assert server.rss_bytes() - before < 60_000_000  # 120 MB were sent
+        wait_until(lambda: refused_and_cut(server)["cut"] > 0, "the largest are cut")
+        assert server.lives()
+    wait_until(lambda: server.rss_bytes() - before < 30_000_000, "the memory is given back")
+
+
+def test_headers_without_end_take_no_more_than_their_budget(start: Start) -> None:
+    server = start(arriving_bytes=20_000_000)
+    before = server.rss_bytes()
+    head = b"GET / HTTP/1.1\r\n" + b"".join(b"%x:\r\n" % number for number in range(13_000))
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            client = stack.enter_context(server.connect())
+            with contextlib.suppress(OSError):
+                client.sendall(head[:80_000])
+        wait_until(lambda: refused_and_cut(server)["cut"] > 100, "most are cut")
+        assert server.lives()
+    assert server.rss_bytes() - before < 150_000_000  # 200 of 2 MB without the guard, and more where there are more
