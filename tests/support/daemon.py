@@ -128,11 +128,9 @@ class Daemon:
 
     def start(self) -> None:
         """Start the daemon and wait until it takes requests (or, without ingest, until its children run)."""
-        arguments = [part for setting in self.settings for part in ("--set", setting)]
-        if self.config:
-            arguments += ["-c", str(self.config)]
         self.process = subprocess.Popen(
-            [*POSTBACKD, "run", "--roles", self.roles, *arguments],
+            self.command(),
+            pass_fds=self.inherited(),
             stdin=subprocess.DEVNULL,
             stdout=self.output.open("ab"),
             stderr=subprocess.STDOUT,
@@ -141,6 +139,17 @@ class Daemon:
         wait_until(lambda: self._is_up() or self.process.poll() is not None, "the daemon is up")
         if self.process.poll() is not None:
             raise AssertionError("the daemon ended: " + self.output.read_text())
+
+    def command(self) -> list[str]:
+        """What is run."""
+        arguments = [part for setting in self.settings for part in ("--set", setting)]
+        if self.config:
+            arguments += ["-c", str(self.config)]
+        return [*POSTBACKD, "run", "--roles", self.roles, *arguments]
+
+    def inherited(self) -> list[int]:
+        """Descriptors that it is given beyond the usual three."""
+        return []
 
     def _is_up(self) -> bool:
         if "ingest" not in self.roles:

@@ -5,11 +5,12 @@ import contextlib
 import http.client
 import json
 import threading
+from collections import Counter
 from contextlib import closing
 
-from tests.support.daemon import wait_until
+from tests.support.daemon import Sink, wait_until
 
-BOUND_S = 60
+BOUND_S = 120
 
 
 class SteadyLoad:
@@ -74,3 +75,24 @@ class SteadyLoad:
         for thread in self._threads:
             with contextlib.suppress(RuntimeError):
                 thread.join()
+
+
+def names_and_ids(sink: Sink) -> tuple[Counter[str], Counter[str]]:
+    """What arrived, by the sender's name and by id."""
+    queries = [request["url"].partition("?")[2] for request in sink.received()]
+    fields = [dict(part.split("=") for part in query.split("&")) for query in queries]
+    return Counter(one["name"] for one in fields), Counter(one["id"] for one in fields)
+
+
+def assert_nothing_went_wrong(load: SteadyLoad, sink: Sink) -> None:
+    load.stop()
+    assert load.refused == []
+    assert load.unanswered_new == []
+    assert set(load.answers) == {202}
+    wanted = set(load.acknowledged)
+    wait_until(lambda: wanted <= set(names_and_ids(sink)[1]), "every acknowledged id has arrived", BOUND_S)
+    names, ids = names_and_ids(sink)
+    assert max(ids.values()) == 1, "workers that drain settle what they delivered"
+    # A kept connection may be closed while its next request is on the way; then nobody has read it.
+    assert not set(load.unanswered_kept) & set(names), "a request that was read was not answered"
+    assert len(ids) == len(wanted)
