@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo bench chaos lint config clean
+.PHONY: help setup run test demo bench chaos lint config dist clean
 PYTEST_WORKERS ?= 4
 
 help: ## list the targets
@@ -37,6 +37,14 @@ chaos: setup ## fail everything at random for ten minutes under load, then audit
 config: setup ## write etc/postbackd.toml and docs/configuration.md anew from the settings' declarations
 	@.venv/bin/postbackd config >etc/postbackd.toml
 	@.venv/bin/python -m postbackd.tools.settings_doc >docs/configuration.md
+
+dist: setup ## build wheel, sdist and the lock of what they need into dist/
+	@rm -rf dist build
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)} \
+	    .venv/bin/python -m build --no-isolation --outdir dist . >dist.log 2>&1 || { cat dist.log; exit 1; }
+	@.venv/bin/python scripts/runtime_lock.py >dist/requirements.lock
+	@rm -rf dist.log build *.egg-info
+	@ls -l dist
 
 clean: ## remove what setup and the tests made
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
