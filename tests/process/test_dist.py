@@ -27,7 +27,11 @@ SAMPLE = {
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     source = tmp_path_factory.mktemp("source") / "postbackd"  # a build writes beside its sources
-    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "var", "dist", "build", "*.egg-info"))
+    shutil.copytree(
+        REPOSITORY,
+        source,
+        ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "var", "dist", "build", "*.egg-info"),
+    )
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source))
     (folder / "requirements.lock").write_text(run(sys.executable, str(REPOSITORY / "scripts" / "runtime_lock.py")))
     return folder
@@ -42,14 +46,17 @@ def run(*command: str, **options) -> str:
 def tracked(*patterns: str) -> list[str]:
     """The repository's files, or all there are where this is no clone."""
     if (REPOSITORY / ".git").exists():
-        return run("git", "ls-files", *patterns, cwd=REPOSITORY).splitlines()
-    return [str(path.relative_to(REPOSITORY)) for pattern in patterns for path in REPOSITORY.glob(pattern + "/**/*")]
+        names = run("git", "ls-files", *patterns, cwd=REPOSITORY).splitlines()
+    else:
+        found = [path for pattern in patterns for path in REPOSITORY.glob(pattern + "/**/*") if path.is_file()]
+        names = [str(path.relative_to(REPOSITORY)) for path in found if "__pycache__" not in path.parts]
+    return [name for name in names if not name.endswith(".gitkeep")]
 
 
 def test_wheel_has_every_module_and_data_file_of_the_package(dist: Path) -> None:
     [wheel] = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name for name in tracked("postbackd") if "__pycache__" not in name} <= names
+    assert set(tracked("postbackd")) <= names
     assert any(name.endswith("share/postbackd/etc/postbackd.toml") for name in names)
     assert not [name for name in names if name.startswith(("tests", "bench", "scripts"))]
 
@@ -59,7 +66,7 @@ def test_sdist_has_all_that_is_needed_to_build_test_and_install(dist: Path) -> N
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = tracked("postbackd", "etc", "init", "scripts", "tests", "bench", "docs", "Makefile", "requirements.lock")
-    assert {name for name in wanted if "__pycache__" not in name} <= names
+    assert set(wanted) <= names
 
 
 def test_version_stands_in_one_place(dist: Path) -> None:
