@@ -15,13 +15,20 @@ import msgspec
 from postbackd import codec
 from postbackd.codec import BodyTemplate, EndpointRecord, SuccessRule
 from postbackd.errors import RequestError
-from postbackd.signing import RESERVED_HEADERS
+from postbackd.outgoing import (
+    LEAST_TIMEOUT_S,
+    MOST_TIMEOUT_S,
+    OutgoingError,
+    check_header_name,
+    check_media_type,
+    check_method,
+    check_scheme,
+)
 from postbackd.statuses import parse_statuses
 from postbackd.template import CompiledEndpoint, optional_fields, placeholders, render_form
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
 
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 METHODS_WITH_JSON = frozenset({"POST", "PUT", "PATCH"})
 METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD"})
 UNMATCHED = ("empty", "keep", "drop_param", "fail")
@@ -29,14 +36,8 @@ MAX_HEADERS = 64
 MAX_TEMPLATE_BYTES = 65_536
 MAX_CONTAINED = 1024  # characters of success.body_contains
 MAX_WAIT_S = 2_505_600  # 29 days: the record's own life is 30
-# Those that frame the message or belong to one connection; Host would name another site than the URL.
-FORBIDDEN_HEADERS = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "expect", "te", "upgrade", "trailer", "keep-alive"}
-)
 INT64_MIN, UINT64_MAX = -(1 << 63), (1 << 64) - 1
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 field-name
-_MEDIA_TYPE = re.compile(r"[!#$&^_.+0-9A-Za-z-]+/[!#$&^_.+0-9A-Za-z-]+\s*(;[\x20-\x7e]*)?")
 _MSGSPEC_PATH = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
 _UNKNOWN_MEMBER = re.compile(r"unknown field `([^`]*)`")
 _MISSING_MEMBER = re.compile(r"missing required field `([^`]*)`")
@@ -157,9 +158,7 @@ def compile_endpoint(
         _refuse("invalid_url", "url", f"The URL template is over {MAX_TEMPLATE_BYTES} characters.")
     record = msgspec.structs.replace(record, fields=_check("url", lambda: placeholders(record), record))
     _check("url", lambda: CompiledEndpoint(record, allow_host=allow_host), record)
-    scheme = record.url.partition("://")[0].lower()
-    if scheme not in schemes:
-        _refuse("invalid_url", "url", f"The scheme {scheme} is not allowed by security.schemes.")
+    _allow("invalid_url", "url", check_scheme, record.url.partition("://")[0].lower(), schemes)
     return IngestEndpoint(record)
 
 
@@ -196,11 +195,10 @@ def _guilty_member(record: EndpointRecord, error: TemplateError, fallback: str) 
 def _record(spec: EndpointSpec, default: str, unmatched: str) -> EndpointRecord:
     """Everything but the templates, checked."""
     method = spec.method.upper()
-    if method not in METHODS:
-        _refuse("invalid_method", "method", f"The method {spec.method[:20]!r} is not one of {', '.join(METHODS)}.")
+    _allow("invalid_method", "method", check_method, method)
     if spec.unmatched is not None and spec.unmatched not in UNMATCHED:
         _refuse("invalid_value", "unmatched", f"`unmatched` is one of {', '.join(UNMATCHED)}.")
-    if spec.timeout is not None and not 0.1 <= spec.timeout <= 60:
+    if spec.timeout is not None and not LEAST_TIMEOUT_S <= spec.timeout <= MOST_TIMEOUT_S:
         _refuse("invalid_value", "timeout", "`timeout` is 0.1 to 60 seconds.")
     max_attempts, schedule = _retry(spec.retry)
     return EndpointRecord(
@@ -259,12 +257,7 @@ def _headers(headers: dict[str, str], is_signed: bool) -> tuple[tuple[str, str],
     seen: set[str] = set()
     for name in headers:
         path, lower = f"headers.{name[:80]}", name.lower()
-        if not _TOKEN.fullmatch(name):
-            _refuse("invalid_header", path, f"{name[:80]!r} is no header name by RFC 9110.")
-        if lower in FORBIDDEN_HEADERS or lower.startswith("proxy-"):
-            _refuse("invalid_header", path, f"The header {name} is set by the transfer itself: leave it out.")
-        if is_signed and lower.startswith(RESERVED_HEADERS):
-            _refuse("invalid_header", path, f"The header {name} is the signature's (`sign` is set): leave it out.")
+        _allow("invalid_header", path, check_header_name, name, is_signed)
         if lower in seen:
             _refuse("invalid_header", path, f"The header {name} stands there twice (names differ in case only).")
         seen.add(lower)
@@ -279,12 +272,18 @@ def _body(body: str | BodyTemplate | None, method: str) -> str | BodyTemplate:
     if body != "none" and method in METHODS_WITHOUT_BODY:
         _refuse("invalid_body", "body", f"A {method} request has no body: leave `body` out.")
     if isinstance(body, BodyTemplate):
-        if not _MEDIA_TYPE.fullmatch(body.content_type):
-            message = f"{body.content_type[:80]!r} is no media type, as application/json is."
-            _refuse("invalid_body", "body.content_type", message)
+        _allow("invalid_body", "body.content_type", check_media_type, body.content_type)
         if len(body.template) > MAX_TEMPLATE_BYTES:
             _refuse("invalid_body", "body.template", f"The template is over {MAX_TEMPLATE_BYTES} characters.")
     return body
+
+
+def _allow(code: str, member: str, check: Callable[..., None], *arguments: object) -> None:
+    """Run a check of outgoing.py; what it refuses is a 422."""
+    try:
+        check(*arguments)
+    except OutgoingError as error:
+        _refuse(code, member, str(error))
 
 
 def _refuse(code: str, member: str, message: str) -> NoReturn:

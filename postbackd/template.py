@@ -167,6 +167,8 @@ class _Body:
 
     def render(self, values: Sequence[Any], sent: bytes | None) -> bytes | None:
         if self._is_sent:
+            if sent is not None and type(sent) is not bytes:
+                raise RenderError("what is queued as the body is none")
             return sent
         if self._text is not None:
             return self._text.render(values).encode()

@@ -71,9 +71,10 @@ def parse_authority(text: str, scheme: str) -> Authority:
     host, port_text = _split_port(text)
     port: int | None = None
     if port_text:
-        if not (port_text.isascii() and port_text.isdigit()) or not 1 <= int(port_text[:6]) <= 65535:
+        digits = port_text.lstrip("0")
+        if not (port_text.isascii() and port_text.isdigit()) or not 1 <= int(digits[:6] or "0") <= 65535:
             raise UrlError(f"The port {port_text[:20]!r} is not one of 1 to 65535.")
-        port = int(port_text)
+        port = int(digits)
     host = _check_ipv6(host) if host.startswith("[") else _check_name(host)
     is_default = port is None or port == DEFAULT_PORTS[scheme]
     return Authority(host, port, host if is_default else f"{host}:{port}")

@@ -17,6 +17,7 @@ PURE = [
     "template_modifiers",
     "template_text",
     "statuses",
+    "outgoing",
     "url",
     "endpoint",
     "request",

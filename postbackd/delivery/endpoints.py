@@ -9,6 +9,7 @@ from postbackd.codec import CodecError, decode_record, format_id
 from postbackd.delivery.curl_options import Profile
 from postbackd.delivery.names import address_name
 from postbackd.delivery.outcome import ANY_2XX
+from postbackd.outgoing import OutgoingError, check_record, check_scheme
 from postbackd.settings import Settings
 from postbackd.signing import SigningKeys
 from postbackd.statuses import parse_statuses
@@ -28,6 +29,7 @@ class Endpoint:
         "compiled",
         "constant_profile",
         "fault",
+        "fault_reason",
         "host_json",
         "id_json",
         "is_at_address",
@@ -49,16 +51,23 @@ class Endpoint:
         self.needed: bytes | None = None  # what the body of a success holds
         self.compiled: CompiledEndpoint | None = None
         self.fault = ""
+        self.fault_reason = ""  # of the death of its postbacks
         self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
         self.method_json = b"null"
         self.host_json = b""  # empty where the host is a placeholder
         try:
-            compiled = CompiledEndpoint(decode_record(record), allow_host=settings.template.allow_host)
+            decoded = decode_record(record)
+            check_record(decoded)
+            compiled = CompiledEndpoint(decoded, allow_host=settings.template.allow_host)
+            check_scheme(compiled.scheme, settings.security.schemes)
             if (rule := compiled.record.success) is not None:
                 self.successes = ANY_2XX if rule.status is None else parse_statuses(rule.status)
                 self.needed = None if rule.body_contains is None else rule.body_contains.encode()
-        except (CodecError, TemplateError, UrlError, ValueError) as error:
-            self.fault = str(error)
+        except (UrlError, OutgoingError) as error:  # none that ingest takes: forged, or forbidden by now
+            self.fault, self.fault_reason = str(error), "blocked"
+            return
+        except (CodecError, TemplateError, ValueError) as error:
+            self.fault, self.fault_reason = str(error), "render_error"
             return
         self.compiled = compiled
         self.method_json = msgspec.json.encode(compiled.record.method)

@@ -94,7 +94,7 @@ class Intake:
             self._recorder.park(token, item.start_ms - now_ms)
         elif endpoint.compiled is None:
             detail = f"its endpoint record cannot be used: {endpoint.fault}"
-            self._recorder.unusable(token, item, "render_error", detail, now_ms)
+            self._recorder.unusable(token, item, endpoint.fault_reason, detail, now_ms)
         else:
             delivery = Delivery(token, item, endpoint)
             if now_ms > expires_at_ms(item, self._expires_after_ms / 1000):

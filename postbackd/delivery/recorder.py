@@ -22,6 +22,9 @@ from postbackd.template import Rendered
 ANSWER_BYTES = 16_384  # of a dead letter's last answer, which is its log line; beyond that its body is cut
 KEPT_BODY = 1024  # characters; of base64 these are whole groups of four
 
+# Of postbacks whose endpoint's record cannot be used, by the reason of their death.
+_ERRORS_OF_RECORDS = {"render_error": ErrorClass.RENDER_ERROR, "blocked": ErrorClass.BLOCKED}
+
 
 class Delivery(msgspec.Struct):
     """A claimed postback on its way: what a lane holds and a transfer carries."""
@@ -145,7 +148,7 @@ class Recorder:
     ) -> None:
         """Dead since it must not be touched, there is no endpoint to send it to, or its bytes are no item (then
         `item` is None)."""
-        error = ErrorClass.RENDER_ERROR if reason == "render_error" else None
+        error = _ERRORS_OF_RECORDS.get(reason)
         self._give_up(token, item, endpoint, reason, error, detail, now_ms)
 
     def _give_up(
