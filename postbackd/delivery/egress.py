@@ -18,6 +18,11 @@ DENIED = [
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8",
+        "10.0.0.0/8",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
         "100.64.0.0/10",
         "192.0.0.0/24",
         "198.18.0.0/15",
@@ -46,6 +51,17 @@ def parse_networks(setting: str, texts: Sequence[str]) -> list[Network]:
         except ValueError as error:
             raise ConfigError(f"{setting}: {error}: write a network as 10.0.0.0/8 or fd00::/8") from None
     return networks
+
+
+def reaches_inside(network: str) -> bool:
+    """Whether an allowed network has an address that is denied otherwise: 0.0.0.0/0 has, though it is public too."""
+    opened = ipaddress.ip_network(network)
+    mapped = ipaddress.ip_network("::ffff:0:0/96")
+    if isinstance(opened, ipaddress.IPv6Network) and opened.overlaps(mapped):
+        return True
+    return not opened.is_global or any(
+        opened.version == denied.version and opened.overlaps(denied) for denied in DENIED
+    )
 
 
 class Policy:

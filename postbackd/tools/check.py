@@ -7,11 +7,12 @@ Starts nothing and changes nothing. The configuration itself was checked when it
 import os
 import socket
 import ssl
-from ipaddress import ip_network
+import stat
 from pathlib import Path
 
 import click
 
+from postbackd.delivery.egress import reaches_inside
 from postbackd.errors import BootError, ExitCode
 from postbackd.limits import raise_descriptor_limit
 from postbackd.queue.check import Finding, check_server, losses, persistence_of, replicas_of
@@ -22,6 +23,7 @@ from postbackd.settings import Settings
 from postbackd.signing import SHORT_SECRET_BYTES, SigningKeys
 
 SHORT_TOKEN = 16
+READ, WRITE, EXECUTE = stat.S_IROTH, stat.S_IWOTH, stat.S_IXOTH  # of others
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -124,9 +126,7 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
     if short := SigningKeys(settings.security.signing_keys).short():
         text = f"security.signing_keys: {', '.join(short)}: a secret has under {SHORT_SECRET_BYTES} bytes"
         found.append(Finding("warn", f'{text}: echo "whsec_$(openssl rand -base64 32)"'))
-    inside = [
-        network for network in settings.security.allow_networks if not ip_network(network, strict=False).is_global
-    ]
+    inside = [network for network in settings.security.allow_networks if reaches_inside(network)]
     if inside:
         text = f"security.allow_networks: postbacks may go to {', '.join(inside)}, the inside of a network."
         found.append(Finding("warn", text))
@@ -139,19 +139,31 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
             f"admin: {settings.admin.host} is reached by others: set admin.token or admin.host, or run without admin."
         )
         found.append(Finding("fail", text))
-    for path in (Path(settings.data_dir), Path(settings.log.path), *([Path(config)] if config else [])):
-        if _others_read(path) and not (str(path) == config and not _has_secrets(settings)):
-            found.append(Finding("warn", f"{path} can be read by others on this machine: chmod o= {path}"))
+    for path in _private_files(settings, config):
+        if _others_may(path):
+            found.append(Finding("warn", f"{path} can be read or written by others on this machine: chmod o= {path}"))
     return found or [Finding("ok", "doors: none stands open")]
 
 
+def _private_files(settings: Settings, config: str | None) -> list[Path]:
+    """What holds values, answers or secrets: data_dir and what lies in it, the log and its rotated files, and the
+    configuration, where it has a secret."""
+    data_dir, log = Path(settings.data_dir), Path(settings.log.path)
+    files = [data_dir, log, *sorted(log.parent.glob(f"{log.name}.*"))]
+    if not _others_may(data_dir, EXECUTE):  # whoever cannot enter it reads nothing in it
+        return [*files, *([Path(config)] if config and _has_secrets(settings) else [])]
+    inside = [path for path in sorted(data_dir.rglob("*")) if path not in files and not path.is_socket()]
+    return [*files, *inside, *([Path(config)] if config and _has_secrets(settings) else [])]
+
+
 def _has_secrets(settings: Settings) -> bool:
-    return bool(settings.ingest.tokens or settings.security.signing_keys or "@" in settings.queue.url)
+    security, admin = settings.security, settings.admin
+    return bool(settings.ingest.tokens or security.signing_keys or admin.token or "@" in settings.queue.url)
 
 
-def _others_read(path: Path) -> bool:
+def _others_may(path: Path, what: int = READ | WRITE) -> bool:
     try:
-        return bool(path.stat().st_mode & 0o004)
+        return bool(path.stat().st_mode & what)
     except OSError:
         return False
 

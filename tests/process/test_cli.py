@@ -161,12 +161,26 @@ def test_check_warns_of_open_doors(tmp_path: Path) -> None:
     assert "characters" in warnings('ingest.tokens=["short"]')
     assert "10.0.0.0/8" in warnings('security.allow_networks=["10.0.0.0/8"]')
     assert "tls_verify" in warnings("delivery.tls_verify=false")
+    for network in ("0.0.0.0/0", "::/0", "8.0.0.0/5", "::ffff:0:0/96"):
+        assert network in warnings(f'security.allow_networks=["{network}"]')
+    assert "allow_networks" not in warnings('security.allow_networks=["8.8.8.0/24", "2606:4700::/32"]')
+    short = 'security.signing_keys={k = "whsec_c2hvcnQ="}'
+    assert "signing_keys: k: a secret has under 24 bytes" in warnings(short)
+    assert "c2hvcnQ" not in warnings(short)
     (tmp_path / "var").mkdir(mode=0o755)
     file = tmp_path / "c.toml"
     file.write_text('[ingest]\ntokens = ["a-token-that-is-long-enough"]\n')
     file.chmod(0o644)
     found = warnings(config=str(file))
-    assert f"{file} can be read by others" in found and "var can be read by others" in found
+    assert f"{file} can be read or written by others" in found and "var can be read or written by others" in found
+    (tmp_path / "var" / "secret").touch()
+    (tmp_path / "var" / "secret").chmod(0o604)
+    (tmp_path / "log.1").touch()
+    (tmp_path / "log.1").chmod(0o602)
+    found = warnings()
+    assert "var/secret can be" in found and "log.1 can be" in found
+    (tmp_path / "var").chmod(0o700)
+    assert "var" not in warnings(), "whoever cannot enter a folder reads nothing in it"
     file.chmod(0o640)
     assert str(file) not in warnings(config=str(file))
 
