@@ -183,6 +183,7 @@ class Host(Section, frozen=True, kw_only=True):
         Annotated[float, Meta(ge=1)] | None, _meta("transfers at once after a rest; null = rate", reload=True)
     ] = None
     timeout: Annotated[Timeout | None, _meta("longest time of one attempt", "s", reload=True)] = None
+    connect_timeout: Annotated[Timeout | None, _meta("longest wait for a connection", "s", reload=True)] = None
 
 
 class Settings(Section, frozen=True, kw_only=True):

@@ -28,11 +28,19 @@ _URL = pycurl.URL
 class Profile:
     """What the requests of an endpoint have in common: all but the URL and the body."""
 
-    __slots__ = ("headers", "kind", "method", "timeout_ms")
+    __slots__ = ("connect_timeout_ms", "headers", "kind", "method", "timeout_ms")
 
-    def __init__(self, method: str, headers: Sequence[bytes], sends_body: bool, timeout_ms: int) -> None:
+    def __init__(
+        self,
+        method: str,
+        headers: Sequence[bytes],
+        sends_body: bool,
+        timeout_ms: int,
+        connect_timeout_ms: int = 3000,
+    ) -> None:
         self.method = method
         self.timeout_ms = timeout_ms
+        self.connect_timeout_ms = connect_timeout_ms
         self.headers = list(headers)
         if method == "HEAD":
             self.kind = SENDS_HEAD
@@ -70,7 +78,6 @@ class CurlOptions:
             (pycurl.NOPROXY, "*"),
             (pycurl.PATH_AS_IS, 1),  # or libcurl would fold /../ that the endpoint's owner wrote
             (pycurl.HTTP_VERSION, version),
-            (pycurl.CONNECTTIMEOUT_MS, int(settings.connect_timeout * 1000)),
             (pycurl.USERAGENT, settings.user_agent or f"postbackd/{__version__}"),
             (pycurl.TCP_KEEPALIVE, 1),
             (pycurl.SSL_VERIFYPEER, int(settings.tls_verify)),
@@ -121,6 +128,8 @@ class RequestOptions:
                 handle.setopt(pycurl.CUSTOMREQUEST, profile.method)
         if old is None or old.timeout_ms != profile.timeout_ms:
             handle.setopt(pycurl.TIMEOUT_MS, profile.timeout_ms)
+        if old is None or old.connect_timeout_ms != profile.connect_timeout_ms:
+            handle.setopt(pycurl.CONNECTTIMEOUT_MS, profile.connect_timeout_ms)
         if old is None or old.headers != profile.headers:
             handle.setopt(pycurl.HTTPHEADER, profile.headers)
         self._profile = profile

@@ -112,6 +112,25 @@ def test_no_option_of_a_request_is_in_the_next(sink: Sink) -> None:
     assert len(subject._free) == 1
 
 
+def test_connect_time_out_of_one_host_is_not_the_next_ones(sink: Sink) -> None:
+    """A listener whose backlog is full answers no SYN: how long libcurl waits for it is what the profile says."""
+    subject = transfers()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    full = [socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(4)]
+    for client in full:
+        client.connect_ex(listener.getsockname())
+    deaf, well = f"http://127.0.0.1:{listener.getsockname()[1]}/", sink.url + "/after"
+    for connect_ms, timeout_ms, url in [(150, 60_000, deaf), (10_000, 60_000, well), (60_000, 300, deaf)]:
+        subject.start(url, Profile("GET", (), False, timeout_ms, connect_ms), url, None)
+        result = finish(subject)[url]
+        assert result.status == (200 if url == well else None)
+        if url == deaf:
+            assert result.error is ErrorClass.TIMEOUT
+            assert "Connection timed out" in str(result.error_detail)
+    for opened in [listener, *full]:
+        opened.close()
+
+
 def test_proxies_from_the_environment_are_ignored(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{free_port()}")
