@@ -23,6 +23,7 @@ from postbackd.delivery.intake import Intake
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Names
 from postbackd.delivery.outcome import RetryPolicy
+from postbackd.delivery.recall import Recaller
 from postbackd.delivery.recorder import Delivery, Recorder
 from postbackd.delivery.resolver import Resolver
 from postbackd.delivery.transfer import Transfers
@@ -288,6 +289,7 @@ def _delivery_worker(
     )
     transfers.watch(wake_up)
     resolver = Resolver(verdict)
+    endpoints = Endpoints(settings)
     return DeliveryWorker(
         settings,
         context.cells,
@@ -299,7 +301,8 @@ def _delivery_worker(
         resolver.fileno(),
         log,
         recorder,
-        Intake(lease, recorder, Endpoints(settings), settings.retry.expires_after),
+        Intake(lease, recorder, endpoints, settings.retry.expires_after),
+        Recaller(endpoints.ids_of),
         _Deaths(context),
         HostReport(hosts, context.slot.number),
     )

@@ -28,6 +28,8 @@ PURE = [
     "delivery.lane",
     "delivery.lanes",
     "delivery.breaker",
+    "delivery.flow_limit",
+    "delivery.recall",
     "delivery.egress",
     "delivery.pace",
     "admin.history",

@@ -31,6 +31,7 @@ class Endpoint:
         "fault",
         "fault_reason",
         "host_json",
+        "host_key",
         "id_json",
         "is_at_address",
         "line_format",
@@ -54,6 +55,7 @@ class Endpoint:
         self.fault_reason = ""  # of the death of its postbacks
         self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
         self.method_json = b"null"
+        self.host_key = ""  # empty where the host is a placeholder
         self.host_json = b""  # empty where the host is a placeholder
         try:
             decoded = decode_record(record)
@@ -71,6 +73,7 @@ class Endpoint:
             return
         self.compiled = compiled
         self.method_json = msgspec.json.encode(compiled.record.method)
+        self.host_key = compiled.host_key
         if compiled.host_key:
             self.host_json = msgspec.json.encode(compiled.host_key)
             self.is_at_address = address_name(compiled.host_key) is None
@@ -100,7 +103,11 @@ class Endpoint:
             timeout_s = record.timeout
         elif host is not None and host.timeout is not None:
             timeout_s = host.timeout
-        return Profile(record.method, headers, record.body != "none", int(timeout_s * 1000))
+        connect_s = settings.delivery.connect_timeout
+        if host is not None and host.connect_timeout is not None:
+            connect_s = host.connect_timeout
+        sends_body = record.body != "none"
+        return Profile(record.method, headers, sends_body, int(timeout_s * 1000), int(connect_s * 1000))
 
 
 class Endpoints:
@@ -110,14 +117,22 @@ class Endpoints:
         self._settings = settings
         self._keys = SigningKeys(settings.security.signing_keys)
         self._endpoints: dict[bytes, Endpoint] = {}
+        self._ids: dict[str, set[bytes]] = {}  # by host
         self.get = self._endpoints.get
 
     def add(self, endpoint_id: bytes, record: bytes) -> None:
         """Compile a record and keep it."""
         if len(self._endpoints) >= MAX_ENDPOINTS:
-            del self._endpoints[next(iter(self._endpoints))]
-        self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._settings, self._keys)
+            oldest = next(iter(self._endpoints))
+            self._ids[self._endpoints.pop(oldest).host_key].discard(oldest)
+        endpoint = self._endpoints[endpoint_id] = Endpoint(endpoint_id, record, self._settings, self._keys)
+        self._ids.setdefault(endpoint.host_key, set()).add(endpoint_id)
+
+    def ids_of(self, host_key: str) -> list[bytes]:
+        """The endpoints of a host; none for one that only a placeholder names."""
+        return list(self._ids.get(host_key, ())) if host_key else []
 
     def clear(self) -> None:
         """Forget all: the server is another one, or one that came back."""
         self._endpoints.clear()
+        self._ids.clear()

@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from postbackd import oplog
 from postbackd.delivery.breaker import Breaker, Hint, State
+from postbackd.delivery.flow_limit import FlowLimit
 from postbackd.host_board import BUCKETS
 
 Delivery = TypeVar("Delivery")
@@ -18,13 +19,19 @@ Delivery = TypeVar("Delivery")
 RATE_WINDOW_MS = 100  # completions are counted this long before they count as a rate
 WAIT_BOUND_MS = 250  # a lane may hold as many waiting postbacks as its host completes in this time
 PARK_MIN_MS = 1000  # QUEUE.md "settle, park": below this the same items go round and round
-PARK_MAX_MS = 60_000  # a host that recovers is tried again within a minute, whatever stood before
-PARK_MAX_BUSY_MS = 600_000  # or within ten, when coming back each minute would be too much work
-PARK_BUSY_PER_S = 1000  # that is: 2 % of a worker's time
-PARK_WINDOW_MS = 10_000
+PARK_NEAR_MS = 3_600_000  # the first hour of the clock is gone through once: enough to probe a dead host with
+PARK_FAR_MS = 43_200_000  # a mass is spread up to here; what can be delivered earlier is called back (recall.py)
+GOLDEN = 0.618034  # laps of the clock fall between each other
+RECALL_AHEAD_MS = 150  # a look comes each 100 ms
 FIRST_RATE_PER_S = 3.2  # a rate nobody has measured yet: 32 connections that all time out after 10 s
 SUSPENDED_BOUND_MS = 1000  # a name that takes longer to look up has its postbacks parked: they hold up others' claims
+SLOW_MS = 1000  # a host whose transfers take longer holds the worker's places for long
+UNBOUNDED = 1 << 30
+GROWTH = 4  # while slow start goes on: what the limit will be two rounds ahead
 LONGEST_PAUSE_MS = 60_000  # of a host that asked for one; a single postback obeys it to an hour
+
+
+FAST, NEW, SLOW = range(3)  # a lane's kind: answers within SLOW_MS · has not answered yet · takes longer, or fails
 
 
 class Bounds(NamedTuple):
@@ -44,35 +51,56 @@ class Lane(Generic[Delivery]):
         "burst",
         "completed",
         "dead",
-        "failed",
         "faults",
+        "flow",
         "gate_ms",
         "host_key",
         "in_flight",
+        "is_strict",
+        "kind",
+        "laps",
         "limit",
         "next_park_ms",
         "pace_ms",
         "paced_ms",
-        "park_max_ms",
-        "parked",
         "parked_count",
-        "parked_from_ms",
+        "parked_ms",
+        "parked_until_ms",
         "pause_ms",
         "queued",
         "rate_limit_per_s",
         "rate_per_s",
+        "recall_room",
+        "recall_seen_ms",
         "retried",
+        "room",
+        "round_failed",
+        "round_left",
+        "round_ms",
+        "samples",
+        "samples_failed",
+        "stalled_ms",
         "suspended_ms",
         "tokens",
         "traffic",
         "used_ms",
         "waiting",
+        "was_full",
         "window_ms",
     )
 
     def __init__(self, host_key: str, bounds: Bounds, now_ms: int) -> None:
         self.host_key = host_key
-        self.limit = bounds.in_flight
+        self.flow = FlowLimit(bounds.in_flight)
+        self.limit = self.flow.value
+        self.round_left = self.limit  # transfers until the round ends
+        self.round_ms = 0.0
+        self.round_failed = 0
+        self.was_full = False  # in this round
+        self.kind = NEW
+        self.stalled_ms = 0  # how long it has had transfers in flight and none ended
+        self.room = UNBOUNDED  # how many may wait, as of the last look
+        self.is_strict = False  # whether that holds also while the worker has room for more
         self.rate_limit_per_s = bounds.rate_per_s
         self.burst = self.tokens = max(bounds.burst, 1.0)
         self.paced_ms = now_ms  # when tokens were counted last
@@ -80,7 +108,7 @@ class Lane(Generic[Delivery]):
         self.pause_ms = 0
         self.pace_ms = 0
         self.breaker = Breaker()
-        self.failed = 0
+        self.samples = self.samples_failed = 0  # that the breaker has not been told of
         self.waiting: deque[Delivery] = deque()
         self.in_flight = 0
         self.queued = False  # stands in the turn order
@@ -88,15 +116,31 @@ class Lane(Generic[Delivery]):
         self.completed = 0
         self.window_ms = now_ms
         self.used_ms = now_ms
-        self.next_park_ms = 0
-        self.park_max_ms = PARK_MAX_MS
-        self.parked = 0  # since parked_from_ms
-        self.parked_from_ms = now_ms
+        self.next_park_ms = 0.0
+        self.laps = 0
+        self.parked_until_ms = 0  # before that time some may be parked
+        self.parked_ms = 0  # when the last one was
+        self.recall_room = 0  # how many of them it could take now
+        self.recall_seen_ms = 0  # when a recall saw one of them last
         self.suspended_ms: int | None = None  # since when its host's name is being looked up
         # What the host board has not been told yet (host_report.py): attempts by their time, and what failed of them.
         self.buckets = [0] * BUCKETS
         self.retried = self.dead = self.faults = self.parked_count = 0
         self.traffic = 0.0  # attempts and parked ones of late: who deserves a row
+
+    def end_round(self) -> None:
+        """As many transfers as the limit have ended: what they say about the limit, and about the host's kind."""
+        ended = self.limit - self.round_left
+        answered = ended - self.round_failed
+        mean_ms = self.round_ms / answered if answered else 0.0
+        self.flow.round_ended(mean_ms, self.round_failed / ended, self.was_full)
+        self.kind = FAST if 0 < mean_ms <= SLOW_MS else SLOW
+        self.stalled_ms = 0
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self.limit = self.round_left = self.flow.value
+        self.round_ms, self.round_failed, self.was_full = 0.0, 0, self.in_flight >= self.limit
 
     def measure(self, now_ms: int) -> None:
         """Fold the finished window into the rate; half old, half new follows a host within a few windows."""
@@ -106,16 +150,24 @@ class Lane(Generic[Delivery]):
         if self.in_flight or self.completed:  # an idle host has no pace to learn from
             rate_per_s = self.completed * 1000 / passed_ms
             self.rate_per_s = rate_per_s if self.rate_per_s is None else (self.rate_per_s + rate_per_s) / 2
-        if self.completed:
-            self._judge(now_ms)
-        self.completed = self.failed = 0
+        if self.samples:
+            self.judge(now_ms)
+        self.stalled_ms = self.stalled_ms + passed_ms if self.in_flight and not self.completed else 0
+        if self.stalled_ms > SLOW_MS:
+            self.kind = SLOW
+        self.completed = 0
         self.window_ms = now_ms
 
-    def _judge(self, now_ms: int) -> None:
-        """Let the breaker see what ended in this window."""
+    def judge(self, now_ms: int) -> None:
+        """Let the breaker see what ended: each window, and each round with failures, or a host that refuses at once
+        would have been tried a thousand times before."""
         was = self.breaker.state
-        if self.breaker.count(self.completed, self.failed, now_ms):
+        samples, failed = self.samples, self.samples_failed
+        self.samples = self.samples_failed = 0
+        if self.breaker.count(samples, failed, now_ms):
             self.set_gate()
+            self.flow.restart()
+            self._begin_round()
             open_s = round((self.breaker.open_until_ms - now_ms) / 1000)
             oplog.warning("breaker_opened", host=self.host_key, for_s=open_s)
         elif was is State.HALF_OPEN:
@@ -154,33 +206,70 @@ class Lane(Generic[Delivery]):
             self.pace_ms = now_ms + math.ceil((1 - self.tokens) * 1000 / rate_per_s)
             self.set_gate()
 
-    def share(self, now_ms: int) -> int | None:
-        """How many may wait here; None while nothing is known, so that a first burst is not parked in vain."""
-        if self.suspended_ms is not None:
-            return 0 if now_ms - self.suspended_ms > SUSPENDED_BOUND_MS else self.limit
-        if self.gate_ms - now_ms > PARK_MIN_MS:
-            return 0
-        if self.breaker.state is State.HALF_OPEN:
-            return 0 if self.in_flight else 1
+    def capacity_per_s(self) -> float:
+        """What the host can take: as much as it did of late, or its limit over the time a transfer takes."""
         if self.rate_limit_per_s is not None:
-            return max(1, int(self.rate_limit_per_s * WAIT_BOUND_MS / 1000))
+            return self.rate_limit_per_s
+        if self.breaker.state is not State.CLOSED:
+            return FIRST_RATE_PER_S  # that it refuses quickly is no pace
+        rate_per_s = self.rate_per_s or 0.0
+        if self.kind is FAST:
+            rate_per_s = max(rate_per_s, self.limit * 1000 / max(self.flow.base_ms, 1.0))
+        return max(rate_per_s, FIRST_RATE_PER_S)
+
+    def look(self, now_ms: int) -> None:
+        """How many may wait here; without bound while nothing is known, so that a first burst is not parked in vain."""
+        self.is_strict = True
+        if self.suspended_ms is not None:
+            self.room = 0 if now_ms - self.suspended_ms > SUSPENDED_BOUND_MS else self.limit
+        elif self.gate_ms - now_ms > PARK_MIN_MS:
+            self.room = 0
+        elif self.breaker.state is State.HALF_OPEN:
+            self.room = 0 if self.in_flight else 1
+        elif self.rate_limit_per_s is not None:
+            self.room = max(1, int(self.rate_limit_per_s * WAIT_BOUND_MS / 1000))
+        else:
+            self.is_strict = False
+            self.room = self._share()
+
+    def _share(self) -> int:
         if self.rate_per_s is None:
-            return None
-        return max(self.limit, int(self.rate_per_s * WAIT_BOUND_MS / 1000))
+            return UNBOUNDED
+        limit = self.limit * GROWTH if self.kind is FAST and self.flow.is_starting else self.limit
+        return max(limit, int(self.capacity_per_s() * WAIT_BOUND_MS / 1000))
 
     def park_delay_ms(self, now_ms: int) -> int:
         """The next free place of the virtual clock, as a delay."""
-        self.parked += 1
         self.parked_count += 1
-        passed_ms = now_ms - self.parked_from_ms
-        if passed_ms >= PARK_WINDOW_MS:
-            is_busy = self.parked * 1000 > PARK_BUSY_PER_S * passed_ms
-            self.park_max_ms = PARK_MAX_BUSY_MS if is_busy else PARK_MAX_MS
-            self.parked, self.parked_from_ms = 0, now_ms
-        rate_per_s = self.rate_limit_per_s or max(self.rate_per_s or 0.0, FIRST_RATE_PER_S)
-        first_ms = max(now_ms + PARK_MIN_MS, self.gate_ms)
-        due_ms = max(first_ms, self.next_park_ms) + int(1000 / rate_per_s)
-        if due_ms > max(now_ms, self.gate_ms) + self.park_max_ms and self.rate_limit_per_s is None:
-            due_ms = first_ms  # the clock has run full: begin again, or all would fall on its end
+        self.parked_ms = now_ms
+        step_ms = 1000 / self.capacity_per_s()
+        due_ms = max(now_ms + PARK_MIN_MS, self.gate_ms, self.next_park_ms) + step_ms
+        open_ms = max(now_ms, self.gate_ms)
+        if due_ms > open_ms + PARK_FAR_MS and self.rate_limit_per_s is None:
+            self.laps += 1  # a mass: once more over the far part of the clock, between what stands there
+            due_ms = open_ms + PARK_NEAR_MS + step_ms * (self.laps * GOLDEN % 1)
         self.next_park_ms = due_ms
-        return due_ms - now_ms
+        self.parked_until_ms = max(self.parked_until_ms, int(due_ms))
+        return int(due_ms) - now_ms
+
+    def wants_recall(self, now_ms: int) -> bool:
+        """Whether the host could take some of what may be parked for it; `recall_room` says how many. A configured rate
+        is what the clock went by: nothing is early there."""
+        if (
+            self.parked_until_ms <= now_ms
+            or self.breaker.state is not State.CLOSED
+            or self.gate_ms > now_ms
+            or self.suspended_ms is not None
+            or self.rate_limit_per_s is not None
+        ):
+            self.recall_room = 0
+            return False
+        per_look = int(self.capacity_per_s() * RECALL_AHEAD_MS / 1000)
+        self.recall_room = max(2 * self.limit, per_look) - self.in_flight - len(self.waiting)
+        return self.recall_room > 0
+
+    def forget_parked(self) -> None:
+        """Nothing is parked for it: its clock begins anew."""
+        self.parked_until_ms = 0
+        self.next_park_ms = 0.0
+        self.laps = 0

@@ -15,44 +15,64 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from postbackd.delivery.breaker import Hint, State
-from postbackd.delivery.lane import LONGEST_PAUSE_MS, Bounds, Delivery, Lane
+from postbackd.delivery.lane import FAST, LONGEST_PAUSE_MS, PARK_FAR_MS, RATE_WINDOW_MS, SLOW, Bounds, Delivery, Lane
 from postbackd.host_board import bucket_of
 
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
 SWEEP_EVERY_MS = 10_000
+YOUNG_MS = 600_000  # of a worker: what was parked before it came is looked for
+FAST_KEPT_MS = 10_000  # places are kept so long for a fast host that is not seen
 
 
 class Lanes(Generic[Delivery]):
     """All lanes of one worker, and the order in which hosts take turns."""
 
-    def __init__(self, bounds_of: Callable[[str], Bounds]) -> None:
-        """`bounds_of` gives what is configured for a host, by its key."""
+    def __init__(self, bounds_of: Callable[[str], Bounds], in_flight: int) -> None:
+        """`bounds_of` gives what is configured for a host, by its key; `in_flight`: the worker's transfers in all."""
         self._bounds_of = bounds_of
+        self._in_flight = in_flight
         self._lanes: dict[str, Lane[Delivery]] = {}
-        self._turns: deque[Lane[Delivery]] = deque()
+        self._turns: tuple[deque[Lane[Delivery]], ...] = (deque(), deque(), deque())  # FAST, NEW, SLOW
+        self._last = SLOW  # the kind that had the last turn, while there is work of several
+        self._held_up = 0  # in flight to hosts that are no fast ones
+        self._held_up_bound = in_flight
+        self._spare = in_flight // 4  # nothing is parked for want of room while fewer wait
         self._swept_ms = 0
+        self._began_ms: int | None = None
+        self.wanting: list[Lane[Delivery]] = []  # lanes that could take some of what is parked, as of the last look
         self.hints: list[dict[str, Hint]] = []  # what the workers of this machine say, by host; host_report.py
         self.waiting = 0
 
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def add(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
-        """Put one claimed postback at the end of its host's lane."""
+    def add(self, host_key: str, delivery: Delivery, now_ms: int) -> int | None:
+        """Put one claimed postback at the end of its host's lane; or it is to be parked, so many ms."""
         lane = self._lanes.get(host_key)
         if lane is None:
             lane = self._open(host_key, now_ms)
+        if len(lane.waiting) >= lane.room:
+            lane.look(now_ms)  # what was seen last may be over
+            if len(lane.waiting) >= lane.room and (lane.is_strict or self.waiting >= self._spare):
+                return lane.park_delay_ms(now_ms)
         lane.waiting.append(delivery)
-        lane.used_ms = now_ms
         self.waiting += 1
         if not lane.queued:
+            if now_ms - lane.used_ms > RATE_WINDOW_MS and not lane.in_flight:
+                lane.window_ms = now_ms  # a rest says nothing of the host's rate
             self._queue(lane, now_ms)
+        lane.used_ms = now_ms
+        return None
 
     def _open(self, host_key: str, now_ms: int) -> Lane[Delivery]:
         lane = self._lanes[host_key] = Lane(host_key, self._bounds_of(host_key), now_ms)
         for hints in self.hints:
             if (hint := hints.get(host_key)) is not None:
                 lane.adopt(hint, now_ms)
+        if self._began_ms is None:
+            self._began_ms = now_ms
+        if now_ms - self._began_ms < YOUNG_MS:
+            lane.parked_until_ms = now_ms + PARK_FAR_MS  # by a worker that is no more
         return lane
 
     def get(self, host_key: str) -> Lane[Delivery] | None:
@@ -65,7 +85,7 @@ class Lanes(Generic[Delivery]):
         """Give the lane a turn when it has work and room."""
         if lane.waiting and not lane.queued and self._has_room(lane, now_ms) and lane.suspended_ms is None:
             lane.queued = True
-            self._turns.append(lane)
+            self._turns[lane.kind].append(lane)
 
     def _has_room(self, lane: Lane[Delivery], now_ms: int) -> bool:
         if lane.breaker.state is State.CLOSED:
@@ -74,47 +94,102 @@ class Lanes(Generic[Delivery]):
         return lane.in_flight == 0 and now_ms >= lane.gate_ms
 
     def take(self, now_ms: int) -> tuple[str, Delivery] | None:
-        """The next postback to start, counted as in flight from now; None when every host is at its limit."""
-        while self._turns:
-            lane = self._turns.popleft()
+        """The next postback to start, counted as in flight from now; None when nothing may start."""
+        while (turns := self._next_turns()) is not None:
+            lane = turns.popleft()
             if not lane.waiting or not self._has_room(lane, now_ms):  # parked, or shut, since it got its turn
                 lane.queued = False
                 continue
             delivery = lane.waiting.popleft()
             self.waiting -= 1
             lane.in_flight += 1
+            if lane.kind is not FAST:
+                self._held_up += 1
+            if lane.in_flight >= lane.limit:
+                lane.was_full = True
             lane.spend(now_ms)
             if lane.waiting and self._has_room(lane, now_ms):
-                self._turns.append(lane)
+                self._turns[lane.kind].append(lane)
             else:
                 lane.queued = False
             return lane.host_key, delivery
         return None
 
+    def _next_turns(self) -> deque[Lane[Delivery]] | None:
+        """Whose turn it is. The kinds alternate, and a share of the places in flight is kept for fast hosts."""
+        fast, new, slow = self._turns
+        if not new and not slow:
+            return fast or None
+        if self._held_up >= self._held_up_bound:
+            return fast or None
+        for step in (1, 2, 3):
+            kind = (self._last + step) % 3
+            if self._turns[kind]:
+                self._last = kind
+                return self._turns[kind]
+        return None
+
+    def _change_kind(self, lane: Lane[Delivery], was: int) -> None:
+        """Its transfers in flight count with its new kind; its place in the turn order it keeps."""
+        if was is FAST:
+            self._held_up += lane.in_flight
+        elif lane.kind is FAST:
+            self._held_up -= lane.in_flight
+
+    def _keep_places(self, now_ms: int) -> None:
+        """Up to half of the places in flight are not for hosts that hold them for long: as many as fast hosts use."""
+        used = sum(lane.limit for lane in self if lane.kind is FAST and now_ms - lane.used_ms < FAST_KEPT_MS)
+        self._held_up_bound = self._in_flight - min(used, self._in_flight // 2)
+
     def done(self, host_key: str, now_ms: int, took_ms: float = 0.0) -> None:
-        """One transfer of this host has delivered its postback."""
+        """One transfer of this host has ended with an answer."""
         lane = self._lanes[host_key]
-        lane.in_flight -= 1
-        lane.completed += 1
         lane.buckets[bucket_of(took_ms)] += 1
-        lane.used_ms = now_ms
-        if not lane.queued:
-            self._queue(lane, now_ms)
+        lane.round_ms += took_ms
+        self._ended(lane, now_ms)
 
     def failed(self, host_key: str, now_ms: int, took_ms: float = 0.0, *, is_fault: bool, is_dead: bool) -> None:
         """One attempt has failed, `is_fault`: by the host's fault; its postback will be tried again, or is dead."""
         lane = self._lanes[host_key]
-        lane.failed += is_fault
-        lane.faults += is_fault
         lane.dead += is_dead
         lane.retried += not is_dead
-        self.done(host_key, now_ms, took_ms)
+        lane.buckets[bucket_of(took_ms)] += 1
+        if is_fault:
+            lane.samples_failed += 1
+            lane.faults += 1
+            lane.round_failed += 1
+        else:
+            lane.round_ms += took_ms
+        self._ended(lane, now_ms)
+
+    def _ended(self, lane: Lane[Delivery], now_ms: int) -> None:
+        lane.in_flight -= 1
+        lane.completed += 1
+        lane.samples += 1
+        if lane.kind is not FAST:
+            self._held_up -= 1
+        lane.round_left -= 1
+        if lane.round_left <= 0:
+            was = lane.kind
+            lane.end_round()
+            if lane.kind is not was:
+                self._change_kind(lane, was)
+            if lane.samples_failed:
+                lane.judge(now_ms)
+        lane.used_ms = now_ms
+        if not lane.queued:
+            self._queue(lane, now_ms)
 
     def cancel(self, host_key: str, now_ms: int) -> None:
         """What `take` gave could not be sent at all, by no fault of its host."""
         lane = self._lanes[host_key]
-        lane.in_flight -= 1
+        self._take_back(lane)
         self._queue(lane, now_ms)
+
+    def _take_back(self, lane: Lane[Delivery]) -> None:
+        lane.in_flight -= 1
+        if lane.kind is not FAST:
+            self._held_up -= 1
 
     def pause(self, host_key: str, for_ms: int, now_ms: int) -> None:
         """The host has asked for a pause: start nothing for so long."""
@@ -129,14 +204,16 @@ class Lanes(Generic[Delivery]):
     def suspend(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
         """Take back what `take` gave: its host's address is not known yet. No more turns until `resume`."""
         lane = self._lanes[host_key]
-        lane.in_flight -= 1
+        self._take_back(lane)
         lane.waiting.appendleft(delivery)
         self.waiting += 1
         if lane.suspended_ms is None:
             lane.suspended_ms = now_ms
         if lane.queued:
             lane.queued = False
-            self._turns.remove(lane)
+            for turns in self._turns:
+                if lane in turns:
+                    turns.remove(lane)
 
     def resume(self, host_key: str, now_ms: int) -> None:
         """The host's address is known now, or known not to be."""
@@ -149,14 +226,21 @@ class Lanes(Generic[Delivery]):
         """Take out the postbacks that wait beyond their lane's share: each with its delay in ms, to be parked."""
         if now_ms - self._swept_ms >= SWEEP_EVERY_MS:
             self._sweep(now_ms)
+        self._keep_places(now_ms)
+        wanting = self.wanting = []
         for lane in self._lanes.values():
+            if lane.parked_until_ms and lane.wants_recall(now_ms):
+                wanting.append(lane)
+            if not lane.waiting and not lane.in_flight and not lane.completed:
+                continue
+            was = lane.kind
             lane.measure(now_ms)
+            if lane.kind is not was:
+                self._change_kind(lane, was)
             if lane.waiting and not lane.queued:
                 self._queue(lane, now_ms)  # its gate may have opened
-            share = lane.share(now_ms)
-            if share is None:
-                continue
-            while len(lane.waiting) > share:
+            lane.look(now_ms)
+            while len(lane.waiting) > lane.room and (lane.is_strict or self.waiting > self._spare):
                 self.waiting -= 1
                 yield lane.waiting.pop(), lane.park_delay_ms(now_ms)
 
@@ -167,7 +251,8 @@ class Lanes(Generic[Delivery]):
             while lane.waiting:
                 self.waiting -= 1
                 yield lane.waiting.popleft()
-        self._turns.clear()
+        for turns in self._turns:
+            turns.clear()
 
     def _sweep(self, now_ms: int) -> None:
         self._swept_ms = now_ms
@@ -180,6 +265,7 @@ class Lanes(Generic[Delivery]):
             and lane.suspended_ms is None
             and not lane.is_shut(now_ms)
             and lane.breaker.state is State.CLOSED
+            and lane.parked_until_ms <= now_ms
         ]
         for key in idle:
             del self._lanes[key]

@@ -12,6 +12,7 @@ import msgspec
 from postbackd import oplog
 from postbackd.codec import ErrorClass, Item, format_id, trail_attempt
 from postbackd.delivery.endpoints import Endpoint
+from postbackd.delivery.lane import PARK_MIN_MS
 from postbackd.delivery.log import NULL, DeliveryLog, Formatter, TimeText
 from postbackd.delivery.outcome import Kind, RetryPolicy
 from postbackd.delivery.transfer import Result
@@ -19,6 +20,8 @@ from postbackd.queue.lease_client import Dead, Later, LeaseClient
 from postbackd.scoreboard import Cell
 from postbackd.template import Rendered
 
+RECALLABLE = 0.5  # added to a delay
+UNNAMED_MS = 600_000  # longest wait of a postback whose host is a placeholder
 ANSWER_BYTES = 16_384  # of a dead letter's last answer, which is its log line; beyond that its body is cut
 KEPT_BODY = 1024  # characters; of base64 these are whole groups of four
 
@@ -180,6 +183,15 @@ class Recorder:
         host = None if endpoint is None else endpoint.host_json.decode().strip('"') or None
         _say_dead(None if item is None else item.postback_id, host, reason, error, None)
         self._dead(token, b"", reason, line, None if item is None else item.endpoint_id)  # no attempt: no entry
+
+    def park_for_host(self, delivery: Delivery, delay_ms: int, now_ms: int) -> None:
+        """Back to the later set since its host cannot take it now: to be called back when it can (lua/recall.lua), so
+        marked by half a millisecond. Not beyond its expiry; and not for long where no recall would find it."""
+        if not delivery.endpoint.host_key:
+            delay_ms = PARK_MIN_MS + delay_ms % UNNAMED_MS
+        left_ms = self._policy.expires_at_ms(delivery.item) - now_ms
+        self._cells[Cell.PARKED] += 1
+        self._lease.settle(Later(delivery.token, max(min(delay_ms, left_ms + 1), PARK_MIN_MS) + RECALLABLE, b""))
 
     def park(self, token: int, delay_ms: int, entry: bytes = b"") -> None:
         """Back to the later set; without an entry no attempt is used up."""

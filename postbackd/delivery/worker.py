@@ -22,6 +22,8 @@ from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Failed, Names
 from postbackd.delivery.outcome import ASKS_FOR_PAUSE, is_host_fault
 from postbackd.delivery.pace import BATCH, Pace
+from postbackd.delivery.recall import EVERY_MS as RECALL_EVERY_MS
+from postbackd.delivery.recall import Recaller
 from postbackd.delivery.recorder import Delivery, Recorder, no_transfer
 from postbackd.delivery.transfer import Result, Transfers
 from postbackd.errors import LeaseLostError, QueueUnavailableError
@@ -57,6 +59,7 @@ class DeliveryWorker:
         log: DeliveryLog,
         recorder: Recorder,
         intake: Intake,
+        recaller: Recaller,
         take_deaths: Callable[[], list[str]],
         host_report: HostReport,
     ) -> None:
@@ -71,10 +74,11 @@ class DeliveryWorker:
         self._log = log
         self._recorder = recorder
         self._intake = intake
+        self._recaller = recaller
         self._take_deaths = take_deaths
         self._host_report = host_report
         self._in_flight_limit = settings.delivery.in_flight
-        self._lanes: Lanes[Delivery] = Lanes(self._bounds)
+        self._lanes: Lanes[Delivery] = Lanes(self._bounds, self._in_flight_limit)
         self._pace = Pace(self._in_flight_limit)
         self._watched: dict[str, int] = {}  # connection → the generation that is in the epoll
         self._to_reclaim: dict[str, str] = {}  # worker → why
@@ -129,7 +133,7 @@ class DeliveryWorker:
         if now_ms - self._overflowed_ms >= OVERFLOW_EVERY_MS:
             self._overflowed_ms = now_ms
             for delivery, delay_ms in self._lanes.overflow(now_ms):
-                self._recorder.park(delivery.token, delay_ms)
+                self._recorder.park_for_host(delivery, delay_ms, self._clock.now_ms())
         self._host_report.turn(self._lanes, now_ms)
         self._start_transfers(now_ms)
         self._talk_to_queue(now_ms)
@@ -147,6 +151,8 @@ class DeliveryWorker:
             wait_ms = self._pace.next_ms(now_ms, self._open_items(), self._oldest_ms, may_find)
         if self._lanes.waiting:
             wait_ms = min(wait_ms, OVERFLOW_EVERY_MS)
+        if self._lanes.wanting:
+            wait_ms = min(wait_ms, RECALL_EVERY_MS)
         return min(wait_ms, LONGEST_TURN_MS)
 
     def _open_items(self) -> int:
@@ -226,6 +232,8 @@ class DeliveryWorker:
         if claim.expired_worker is not None:
             self._to_reclaim.setdefault(claim.expired_worker, "timeout")
         self._oldest_ms = now_ms if self._lease.unsettled else None
+        if claim.recalled is not None:
+            self._recaller.took(claim.recalled[0], claim.recalled[1:], now_ms)
         if claim.items:
             self._is_empty = False
             self._add(self._intake.accept(claim.items, self._clock.now_ms()), now_ms)
@@ -242,7 +250,9 @@ class DeliveryWorker:
                 if rendered is None:
                     continue
                 host_key = rendered.host_key
-            self._lanes.add(host_key, delivery, now_ms)
+            delay_ms = self._lanes.add(host_key, delivery, now_ms)
+            if delay_ms is not None:
+                self._recorder.park_for_host(delivery, delay_ms, self._clock.now_ms())
 
     def _wait_for_work(self, next_due_ms: int | None, now_ms: int) -> None:
         """The queue is empty: block on the server until something comes, or is due."""
@@ -269,7 +279,10 @@ class DeliveryWorker:
             self._is_empty = False
         may_find = self._claims and not self._is_empty
         open_items = self._open_items()
-        if not self._pace.is_due(now_ms, open_items, lease.unsettled, self._oldest_ms, may_find):
+        recall = self._recaller.next(self._lanes.wanting, now_ms) if self._claims and self._lanes.wanting else None
+        if recall is not None:
+            lease.recall(*recall)
+        elif not self._pace.is_due(now_ms, open_items, lease.unsettled, self._oldest_ms, may_find):
             return
         self._log.flush(now_ms)
         self._cells[Cell.LOG_LINES_LOST] += self._log.take_lines_lost()

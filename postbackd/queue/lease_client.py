@@ -19,7 +19,7 @@ from postbackd.errors import LeaseLostError, QueueUnavailableError, QueueUnsureE
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
-from postbackd.queue.scripts import CLAIM, RECLAIM, SETTLE, is_noscript
+from postbackd.queue.scripts import CLAIM, RECALL, RECLAIM, SETTLE, is_noscript
 from postbackd.queue.wire import Argument, Wire, error_of, pack
 
 BATCH = 512  # items of a claim, outcomes of a settle
@@ -27,6 +27,7 @@ MAX_HELD = 8192 - BATCH
 CALL_TIMEOUT_S = 5.0
 SILENCE_MS = 5_000
 RETRY_MS = 500
+SCRIPTS = (CLAIM, SETTLE, RECLAIM, RECALL)
 RETRY_SHARE = 4  # a try that took long is followed by a pause this many times as long: transfers go on meanwhile
 
 
@@ -34,7 +35,7 @@ class Later(NamedTuple):
     """To be tried again; an empty trail entry parks it without using up an attempt."""
 
     token: int
-    delay_ms: int
+    delay_ms: float  # half a millisecond marks what may be recalled
     entry: bytes
 
 
@@ -59,6 +60,7 @@ class Claim(NamedTuple):
     expired_worker: str | None
     settled: int
     came_short: bool
+    recalled: list[Any] | None = None  # lua/recall.lua's reply, where one was asked for
 
 
 class Opening:
@@ -120,6 +122,8 @@ class LeaseClient:
         self.settle = self._outcomes.append  # keeps an outcome for the next exchange
         self._sent: list[Outcome] = []  # in an exchange that is not confirmed yet
         self._wanted = 0
+        self._recall = b""  # the call that goes with the next exchange, and is not sent again should that fail
+        self._expected = 1  # replies of the running exchange
         self._sent_ms = 0
         self._replies: list[Any] | None = None  # of the running exchange; None: there is none
         self.generation = 0  # counts the connections: a new one has a new descriptor
@@ -179,7 +183,7 @@ class LeaseClient:
     def _open(self) -> tuple[Wire, bytes]:
         wire = route_to(self._url).open(self._keys.shard, CALL_TIMEOUT_S)
         self._clock.sync(wire.server_ms())
-        scripts = (script.load_command() for script in (CLAIM, SETTLE, RECLAIM))
+        scripts = (script.load_command() for script in SCRIPTS)
         info, *_ = wire.pipeline([("INFO", "server"), *scripts])
         return wire, _run_id(info)
 
@@ -195,8 +199,12 @@ class LeaseClient:
         self._sent_ms = now_ms
         arguments = (self.worker, self._base, self._held - len(self._sent), wanted, self._lease_timeout_ms)
         packet = CLAIM.packed(self._claim_keys, arguments)
+        if self._recall:
+            packet = self._recall + packet
         if self._sent:
             packet = self._packed_settle(self._sent) + packet
+        self._expected = 1 + bool(self._recall) + bool(self._sent)
+        self._recall = b""
         self._replies = []
         try:
             wire.send(packet)
@@ -204,6 +212,13 @@ class LeaseClient:
             self._failed(error)
             return False
         return True
+
+    def recall(self, cursor: bytes, page: int, hosts: Sequence[tuple[int, Sequence[bytes]]]) -> None:
+        """With the next exchange bring parked items forward, of each host so many of its endpoints: lua/recall.lua."""
+        arguments: list[Argument] = [cursor, page]
+        for most, ids in hosts:
+            arguments += [most, len(ids), *ids]
+        self._recall = RECALL.packed((self._keys.later,), arguments)
 
     def give_up_on_silence(self, now_ms: int) -> None:
         """End an exchange whose answer does not come (a stopped server): a new connection asks again."""
@@ -220,7 +235,7 @@ class LeaseClient:
             return None
         try:
             self._replies += wire.receive()
-            if len(self._replies) < (2 if self._sent else 1):
+            if len(self._replies) < self._expected:
                 return None
             return self._take(wire, self._replies)
         except QueueUnavailableError as error:
@@ -233,7 +248,7 @@ class LeaseClient:
         if wire is None or self._replies is None:
             return None
         try:
-            while len(self._replies) < (2 if self._sent else 1):
+            while len(self._replies) < self._expected:
                 self._replies.append(wire.read())
             return self._take(wire, self._replies)
         except QueueUnavailableError as error:
@@ -242,7 +257,7 @@ class LeaseClient:
 
     def _take(self, wire: Wire, replies: list[Any]) -> Claim | None:
         if any(is_noscript(reply) for reply in replies):  # SCRIPT FLUSH: neither was run
-            wire.pipeline([script.load_command() for script in (CLAIM, SETTLE, RECLAIM)])
+            wire.pipeline([script.load_command() for script in SCRIPTS])
             self._replies = None
             self.send(self._wanted, self._sent_ms)
             return None
@@ -251,6 +266,7 @@ class LeaseClient:
                 raise QueueUnavailableError(str(error_of(reply)))
         self._replies = None
         settled = 0
+        recalled = replies[-2] if self._expected == 2 + bool(self._sent) else None
         if self._sent:
             settled = len(self._sent)
             self._held -= settled
@@ -270,6 +286,7 @@ class LeaseClient:
             None if expired is None else expired.decode(),
             settled,
             came_short,
+            recalled,
         )
 
     def _packed_settle(self, outcomes: Sequence[Outcome]) -> bytes:

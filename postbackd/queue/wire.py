@@ -33,7 +33,7 @@ READ_BYTES = 262_144  # a claim of 512 samples is 30 kB
 CONNECT_TIMEOUT_S = 1.0
 SLICE_S = 1.0  # of a time-out; shorter than the time between two signals
 
-Argument = bytes | str | int
+Argument = bytes | str | int | float
 pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)  # its stub allows one argument only
 
 

@@ -263,7 +263,7 @@ def test_outcomes_wait_while_redis_is_away_and_are_settled_later(bench: Bench, t
         endpoint = bench.endpoint(slow.url + "/slow")
         for number in range(20):
             bench.enqueue(endpoint, {}, number)
-        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 20, "all are in flight")
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] >= 8, "some have answered, more are in flight")
         bench.server.client_kill_filter(_type="normal", skipme=True)
         lines = bench.run_until_settled(20)
     assert [line["outcome"] for line in lines] == ["delivered"] * 20
@@ -274,16 +274,16 @@ def test_outcomes_wait_while_redis_is_away_and_are_settled_later(bench: Bench, t
 def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_path: Path) -> None:
     with running_sink(tmp_path, "--latency", "0.3") as slow:
         endpoint = bench.endpoint(slow.url + "/lost")
-        for number in range(40):  # 32 in flight, the rest in the lane
+        for number in range(40):  # 4 in flight, the rest in the lane
             bench.enqueue(endpoint, {}, number)
-        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 32, "the host's limit is in flight")
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
         bench.worker._lease.wait()
         assert bench.worker._lease.reclaim(WORKER, "death") == 40
         with pytest.raises(LeaseLostError):
             bench.run_until(lambda: False, "the lease is lost")
         bench.worker.drain(monotonic_ms() + 30_000, lambda: None, gives_back=False)
-        assert len(slow.received()) == 32
-    assert len(bench.log()) == 32, "what was under way has ended and is logged"
+        assert len(slow.received()) == 4
+    assert len(bench.log()) == 4, "what was under way has ended and is logged"
     assert bench.server.llen(KEYS.ready) == 40, "and all of it is given out again"
 
 
@@ -292,11 +292,11 @@ def test_drain_gives_back_what_was_not_started(bench: Bench, tmp_path: Path) -> 
         endpoint = bench.endpoint(slow.url + "/drain")
         for number in range(50):
             bench.enqueue(endpoint, {}, number)
-        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 32, "the host's limit is in flight")
+        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
         bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
-    assert len(bench.log()) == 32
+    assert len(bench.log()) == 4
     back = bench.server.lrange(KEYS.ready, 0, -1)
-    assert len(back) == 18
+    assert len(back) == 46
     assert {decode_item(item).reclaims for item in back} == {0}, "a clean stop leaves no mark"
     assert bench.server.zrange(KEYS.workers, 0, -1) == []
 
@@ -369,14 +369,36 @@ def test_1500_slow_transfers_are_in_flight_in_one_worker(server: redis.Redis, ur
         pytest.fail(f"this machine allows {hard} descriptors: the test needs 8192 (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, hard))
     try:
-        with running_sink(tmp_path / "slow", "--latency", "8") as slow:
+        with running_sink(tmp_path / "slow", "--latency", "0.5") as slow:
             bench = Bench(server, url, tmp_path, "delivery.in_flight=1500", "delivery.per_host=1500")
             endpoint = bench.endpoint(slow.url + "/slow", timeout=60)
-            for number in range(1500):
+            for number in range(8000):  # the limit grows from 4: 8 rounds, 1,500 in the ninth
                 bench.enqueue(endpoint, {}, number % 1024 | (number // 1024) << 10)
-            bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 1500, "all are in flight at once")
-            lines = bench.run_until_settled(1500)
+            bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 1500, "so many are in flight at once")
+            lines = bench.run_until_settled(8000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert {line["outcome"] for line in lines} == {"delivered"}
-    assert len({line["id"] for line in lines}) == 1500
+    assert len({line["id"] for line in lines}) == 8000
+
+
+def test_parked_postbacks_are_called_back_when_their_host_is(bench: Bench, tmp_path: Path) -> None:
+    """A probe says so; what was parked behind the breaker, half a minute and more ahead, does not wait for its time."""
+    port = free_port()
+    endpoint = bench.endpoint(f"http://127.0.0.1:{port}/")
+    for number in range(300):
+        bench.enqueue(endpoint, {}, number)
+    bench.run_until(lambda: bench.server.zcard(KEYS.later) == 300 and not bench.worker._lease.unsettled, "all wait")
+    tried = len(bench.log())
+    assert tried < 50
+    lane = bench.worker._lanes.get(f"127.0.0.1:{port}")
+    assert lane is not None
+    lane.breaker.open_until_ms = monotonic_ms()  # as if its time were over
+    lane.set_gate()
+    sink = Sink(tmp_path / "back", port=port)
+    try:
+        bench.enqueue(endpoint, {}, 999)
+        bench.run_until(lambda: bench.server.hget(KEYS.stats, "delivered") == b"%d" % (301 - tried), "they come")
+    finally:
+        sink.stop()
+    assert not [score for _, score in bench.later() if score % 1], "only those wait that have been tried"

@@ -16,7 +16,7 @@ class Machine:
     def __init__(self, workers: int = 2) -> None:
         self.board = HostBoard(workers)
         self.now_ms = START_MS
-        self.lanes = [Lanes[str](lambda _host: Bounds(100)) for _ in range(workers)]
+        self.lanes = [Lanes[str](lambda _host: Bounds(100), 256) for _ in range(workers)]
         self.reports = [HostReport(self.board, slot) for slot in range(workers)]
 
     def pass_time(self, ms: int = PUBLISH_EVERY_MS) -> None:
@@ -36,7 +36,6 @@ class Machine:
         started = 0
         while lanes.take(self.now_ms) is not None:
             started += 1
-        for _ in range(started):
             if fails:
                 lanes.failed(host, self.now_ms, 5.0, is_fault=True, is_dead=False)
             else:
@@ -55,7 +54,7 @@ def opened() -> Machine:
     """Worker 0 has found the host dead, worker 1 has used it too."""
     machine = Machine()
     assert machine.attempt(1, "h") == 1
-    assert machine.attempt(0, "h", 30, fails=True) == 30
+    assert machine.attempt(0, "h", 20, fails=True) == 20
     machine.pass_time()
     return machine
 
@@ -69,7 +68,7 @@ def test_breaker_of_one_worker_holds_for_its_sibling() -> None:
 
 def test_host_that_a_worker_has_not_met_is_shut_from_the_start() -> None:
     machine = Machine()
-    machine.attempt(0, "h", 30, fails=True)
+    machine.attempt(0, "h", 20, fails=True)
     machine.pass_time()
     assert machine.attempt(1, "h", 5) == 0
 
@@ -124,9 +123,9 @@ def test_pause_of_one_worker_holds_for_its_sibling_and_ends() -> None:
 
 def test_successor_takes_over_its_predecessors_breaker() -> None:
     machine = Machine(1)
-    machine.attempt(0, "h", 30, fails=True)
+    machine.attempt(0, "h", 20, fails=True)
     machine.pass_time()
-    machine.lanes[0] = Lanes[str](lambda _host: Bounds(100))
+    machine.lanes[0] = Lanes[str](lambda _host: Bounds(100), 256)
     machine.reports[0] = HostReport(machine.board, 0)
     machine.pass_time()
     assert machine.attempt(0, "h", 5) == 0
@@ -166,7 +165,7 @@ def test_shut_host_gets_a_row_before_busy_ones() -> None:
     machine = Machine(2)
     for number in range(ROWS + 10):
         machine.attempt(0, f"busy{number}", 50)
-    machine.attempt(0, "dead", 30, fails=True)
+    machine.attempt(0, "dead", 20, fails=True)
     machine.pass_time(DEAL_EVERY_MS)
     machine.pass_time(DEAL_EVERY_MS)
     assert machine.attempt(1, "dead", 5) == 0
