@@ -85,6 +85,8 @@ class _Url:
             if not allow_host:
                 position = next(piece.position for piece in authority if isinstance(piece, Placeholder))
                 raise TemplateError("A placeholder in the host needs template.allow_host = true.", position)
+            if any(isinstance(piece, str) and "@" in piece for piece in authority):
+                urls.parse_authority("@", scheme)  # says why not
             refuse_raw(authority, "host")
             self._authority = Text(compiler, authority, str, host_value)
             check_drop(compiler, self._authority, "host")
@@ -106,6 +108,8 @@ class _Url:
         if self._authority is None:
             rest = [head, *rest]  # nothing but URI characters by now
         self._rest = Text(compiler, rest, encode_uri, url_value)
+        if (size := self._rest.literal_size) > MAX_URL_BYTES:
+            raise TemplateError(f"The URL has {size} bytes without its values; at most {MAX_URL_BYTES} are sent.")
 
     @property
     def plain(self) -> Text | None:
@@ -227,7 +231,12 @@ class CompiledEndpoint:
         refuse_raw(pieces, "header " + name)
         text = Text(compiler, pieces, str, header_value)
         check_drop(compiler, text, "header " + name)
-        return _header_line(name, text.constant) if text.constant is not None else (name, text)
+        if text.constant is None:
+            return name, text
+        try:
+            return _header_line(name, text.constant)
+        except RenderError as error:
+            raise TemplateError(f"The header cannot be sent: {error}.") from None
 
     def render(self, values: Sequence[Any], postback_id: int, attempt: int, now_ms: int) -> Rendered:
         """The request of one postback: values by the record's fields, nils at the end left off. Raises RenderError."""

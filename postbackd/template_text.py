@@ -49,6 +49,11 @@ class Text:
         """The text itself, where it has no placeholder."""
         return None if self._slots else "".join(self._parts)
 
+    @property
+    def literal_size(self) -> int:
+        """What is sent of it whatever its values are."""
+        return sum(map(len, self._parts))
+
     def render(self, values: Sequence[Any]) -> str:
         parts = self._parts.copy()
         for position, field, encode, missing in self._slots:

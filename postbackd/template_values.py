@@ -50,7 +50,9 @@ def url_raw(value: Any) -> str:
 
 def host_value(value: Any) -> str:
     text = value_text(value)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+    if not re.fullmatch(
+        r"[\w.-]+", text
+    ):  # letters of other scripts become A-labels, or the host is refused as a whole
         raise RenderError(f"the value {text[:40]!r} cannot be part of a host name")
     return text
 

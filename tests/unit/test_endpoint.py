@@ -73,6 +73,9 @@ REFUSED = [
     ({**GET, "headers": {"X-A": "1", "x-a": "2"}}, "invalid_header", "headers.x-a"),
     ({**GET, "headers": {"X": "a\nb"}}, "invalid_template", "headers.X"),
     ({**GET, "headers": {"X": "{"}}, "invalid_template", "headers.X"),
+    ({**GET, "headers": {"A": "a", "X": "x" * 8190}}, "invalid_template", "headers.X"),
+    ({**GET, "url": "http://h/" + "x" * 8184}, "invalid_template", "url"),
+    ({**GET, "url": "http://h/?k={k}&x=" + "é" * 1400}, "invalid_template", "url"),
 ]
 
 
@@ -99,6 +102,13 @@ def test_webhook_headers_are_the_signatures_where_there_is_one(name: str) -> Non
         make({**GET, "headers": {name: "x"}, "sign": "k"}, signing_keys={"k"})
     assert (caught.value.code, caught.value.path) == ("invalid_header", f"endpoint.headers.{name}")
     assert record_of({**GET, "sign": "k"}, signing_keys={"k"}).sign == "k"
+
+
+def test_userinfo_is_refused_beside_a_placeholder_in_the_host_too() -> None:
+    for url in ("http://{u}@h/", "http://u@{h}/", "http://u:{p}@h/"):
+        with pytest.raises(RequestError, match="user name") as caught:
+            make({**GET, "url": url}, allow_host=True)
+        assert (caught.value.code, caught.value.path) == ("invalid_url", "endpoint.url")
 
 
 def test_scheme_can_be_forbidden() -> None:

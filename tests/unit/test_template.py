@@ -133,6 +133,17 @@ def test_raw_keeps_what_a_uri_may_hold_and_encodes_the_rest() -> None:
     )
 
 
+@given(TEXT, TEXT)
+def test_no_raw_value_leaves_the_host_or_adds_a_fragment(first: str, second: str) -> None:
+    try:
+        url = url_of("http://h/{p|raw}?q={q|raw}", {"p": first, "q": second})
+    except RenderError:
+        return
+    parts = urlsplit(url)
+    assert (parts.scheme, parts.netloc, parts.fragment) == ("http", "h", "")
+    assert url.isascii() and not set(url) & set(' "<>\\^`{|}\r\n\t\x00')
+
+
 @pytest.mark.parametrize("place", ["http://h/", "header", "body"])
 def test_raw_is_for_path_and_query_only(place: str) -> None:
     if place == "http://h/":
@@ -220,6 +231,7 @@ def test_templated_host_is_checked_when_it_is_rendered() -> None:
     url = "http://{h}.example:{p}/x?k={k}"
     rendered = render(url, {"h": "API", "p": 8080, "k": 1}, allow_host=True)
     assert (rendered.url, rendered.host_key) == ("http://api.example:8080/x?k=1", "api.example:8080")
+    assert render("http://{h}/", {"h": "Bücher.example"}, allow_host=True).url == "http://xn--bcher-kva.example/"
     for item in ({"h": "a/b", "p": 1}, {"h": "u@h", "p": 1}, {"h": "a", "p": 0}, {"h": "", "p": 1}, {"p": 1}):
         with pytest.raises(RenderError):
             render(url, item, allow_host=True)
