@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from postbackd import codec
@@ -54,6 +55,20 @@ ENDPOINTS: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"method": "DELETE", "url": "http://h/{a}?b={b|default:x y}", "unmatched": "fail"}, [{"a": 1}]),
 ]
 
+# What came after it, and stands in wire-2.json.
+ENDPOINTS += [
+    ({"method": "POST", "url": "http://h/", "sign": "k", "success": {"status": ["2xx", 302]}}, [{"a": 1}]),
+    ({"method": "GET", "url": "http://h/?a={a}", "success": {"body_contains": "é OK"}}, [{"a": 1}, {}]),
+    (
+        {
+            "method": "GET",
+            "url": "http://h/{p|raw|lower}?s={e|trim|lower|sha256}&m={m|map:a=b,c=d}&d={@timestamp|date:%Y-%m-%d}",
+            "headers": {"X-Json": "{j|json|b64url}", "X-Digests": "{e|md5}{e|sha1}", "X-Up": "{n|default:x|upper}"},
+        },
+        [{"p": "A/b", "e": " A@b.c ", "m": "a", "j": {"k": [1, None]}}],
+    ),
+]
+
 # A reclaim, attempts with an answer and without, a start, an expiry: the trail of codec.py.
 TRAILS = ["", "c0", "92cf0000019ab697e87bcd01f7", "92cf0000019ab697e87b05c0", "cf0000019ab697e87b", "81a1783c"]
 
@@ -75,7 +90,8 @@ def write(name: str) -> dict[str, Any]:
 
 def compiled(endpoint: dict[str, Any]) -> IngestEndpoint:
     text = json.dumps(endpoint).encode()
-    return compile_endpoint(text, default="", unmatched="empty", allow_host=False, schemes=["http", "https"])
+    schemes = ["http", "https"]
+    return compile_endpoint(text, default="", unmatched="empty", allow_host=False, schemes=schemes, signing_keys={"k"})
 
 
 def read(record: bytes, queued: bytes) -> dict[str, Any]:
@@ -83,7 +99,11 @@ def read(record: bytes, queued: bytes) -> dict[str, Any]:
     item = codec.decode_item(queued)
     endpoint = CompiledEndpoint(codec.decode_record(record))
     sent = endpoint.render(item.values, item.postback_id, item.attempt, NOW_MS)
-    return {
+    rules = {
+        "sign": endpoint.record.sign,
+        "success": json.loads(msgspec.json.encode(endpoint.record.success)),
+    }
+    return {name: rule for name, rule in rules.items() if rule is not None} | {
         "id": codec.format_id(item.postback_id),
         "attempts": [list(attempt) for attempt in item.attempts],
         "reclaims": item.reclaims,
