@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo bench chaos lint config dist clean
+.PHONY: help setup run test demo bench chaos lint config dist install uninstall clean
 PYTEST_WORKERS ?= 4
 
 help: ## list the targets
@@ -45,6 +45,13 @@ dist: setup ## build wheel, sdist and the lock of what they need into dist/
 	@.venv/bin/python scripts/runtime_lock.py >dist/requirements.lock
 	@rm -rf dist.log build *.egg-info
 	@ls -l dist
+
+install: ## install what make dist built (root, or DESTDIR=DIR); keeps an edited configuration
+	@[ -e dist/requirements.lock ] || $(MAKE) --no-print-directory dist
+	@bash scripts/install.sh install
+
+uninstall: ## remove it again; PURGE=1 removes configuration, queue and logs too
+	@bash scripts/install.sh uninstall
 
 clean: ## remove what setup and the tests made
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

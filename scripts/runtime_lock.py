@@ -6,10 +6,12 @@ Run by the Python of .venv, whose installed packages say who needs whom.
 
 import re
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+OLDEST = {"python_full_version": "3.11.0", "python_version": "3.11"}
 
 
 def canonical(name: str) -> str:
@@ -22,11 +24,21 @@ def closure(name: str, extras: frozenset[str], found: dict[str, set[str]]) -> No
     if known and extras <= known:
         return
     known |= extras | {""}
-    for text in distribution(name).requires or []:
+    try:
+        texts = distribution(name).requires or []
+    except PackageNotFoundError:  # needed by another Python than ours
+        return
+    for text in texts:
         requirement = Requirement(text)
-        marker = requirement.marker
-        if marker is None or any(marker.evaluate({"extra": extra}) for extra in known):
+        if _applies(requirement, known):
             closure(requirement.name, frozenset(requirement.extras), found)
+
+
+def _applies(requirement: Requirement, extras: set[str]) -> bool:
+    """For this Python, or for the oldest that is supported."""
+    marker = requirement.marker
+    environments = [{"extra": extra} | python for extra in extras for python in ({}, OLDEST)]
+    return marker is None or any(marker.evaluate(environment) for environment in environments)
 
 
 def main() -> None:
@@ -34,7 +46,7 @@ def main() -> None:
     closure("postbackd", frozenset({"embedded"}), found)
     found.pop("postbackd")
     blocks = re.split(r"\n(?=\S)", (Path(__file__).parents[1] / "requirements.lock").read_text())
-    locked = {canonical(block.partition("==")[0]): block.rstrip("\n") for block in blocks}
+    locked = {canonical(re.split(r"[ =]", block)[0]): block.rstrip("\n") for block in blocks}
     missing = found.keys() - locked.keys()
     if missing:
         sys.exit(f"requirements.lock lacks {', '.join(sorted(missing))}: add them, with their hashes")

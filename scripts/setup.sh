@@ -8,8 +8,6 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 stamp=.venv/.installed
 wanted=$(cat requirements.lock pyproject.toml | sha256sum)
-lock_stamp=.venv/.locked
-lock_wanted=$(sha256sum <requirements.lock)
 
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
@@ -36,11 +34,11 @@ fi
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
-if [ ! -e "$lock_stamp" ] || [ "$(cat "$lock_stamp")" != "$lock_wanted" ]; then
+# What is there already is kept: a changed lock costs what has changed (make clean forgets what it has no more).
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     "$python" -m venv --clear .venv
-    .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-    echo "$lock_wanted" >"$lock_stamp"
 fi
+.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 # With the pinned setuptools, not whatever is newest today.
 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 echo "$wanted" >"$stamp"
