@@ -30,7 +30,7 @@ from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
 from postbackd.host_board import HostBoard
-from postbackd.ingest import MAX_NDJSON_BYTES, IngestDoor, create_app
+from postbackd.ingest import IngestDoor, create_app
 from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
@@ -46,6 +46,7 @@ from postbackd.queue.spool_replay import SpoolReplay
 from postbackd.queue.spooling import SpoolingQueue
 from postbackd.queue.wire import Wire
 from postbackd.queue.worker_number import WorkerNumber, has_numbers
+from postbackd.request_body import MAX_NDJSON_BYTES
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.senders import Senders
 from postbackd.server.listener import serve
@@ -139,7 +140,12 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         settings.security.schemes,
         SigningKeys(settings.security.signing_keys),
         settings.retry.expires_after,
-        Senders(settings.ingest.tokens),
+        Senders(
+            settings.ingest.tokens,
+            settings.ingest.senders,
+            context.scoreboard.sender_uses(context.slot.number),
+            on_refused=_Counter(context.cells, Cell.TOKENS_REFUSED),
+        ),
         queue,
         numbers,
         context.cells,
@@ -152,7 +158,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         on_drain,
         settings.delivery.drain_timeout,
         beat=context.beat,
-        progress=lambda: context.cells[Cell.REQUESTS],
+        progress=lambda: context.cells[Cell.REQUESTS] + context.cells[Cell.ACCEPTED],
         drain_delay_s=settings.ingest.drain_delay,
         limits=door_limits(settings.ingest),
         on_refused=_Counter(context.cells, Cell.MISFRAMED),

@@ -40,7 +40,7 @@ def load_settings(config: str | None, overrides: tuple[str, ...]) -> Settings:
     Policy(settings.security.allow_networks, settings.security.deny_networks)
     retried_statuses(settings.retry.statuses)
     Durability(settings.queue)
-    Senders(settings.ingest.tokens)
+    Senders(settings.ingest.tokens, settings.ingest.senders)
     SigningKeys(settings.security.signing_keys)
     return settings
 

@@ -72,6 +72,7 @@ class IngestEndpoint:
         self.fields = record.fields
         self.record = codec.encode_record(record)
         self.id = codec.endpoint_id(self.record)
+        self.host = _host_of(record.url)
         self.wants_raw = record.body == "json"
         self._is_form = record.body == "form"
         self._default = record.default
@@ -109,6 +110,14 @@ class IngestEndpoint:
         if missing:
             message = f"The endpoint needs the key {missing[0][:80]!r} (unmatched is fail) and this item has none."
             raise RequestError(422, "missing_key", message, f"data[{index}].{missing[0]}")
+
+
+def _host_of(url: str) -> str | None:
+    """The host of a checked URL template without its port; None where a placeholder stands in it."""
+    authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
+    if "{" in authority:
+        return None
+    return authority.rpartition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _look_up(item: dict[str, Any], name: str) -> object:

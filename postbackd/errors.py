@@ -56,6 +56,13 @@ class RequestError(PostbackdError):
         self.path = path
         self.retry_after_s = retry_after_s
 
+    def payload(self) -> dict[str, str]:
+        """The member `error` of an answer."""
+        payload = {"code": self.code, "message": self.message}
+        if self.path is not None:
+            payload["path"] = self.path
+        return payload
+
 
 class QueueUnavailableError(PostbackdError):
     """Redis did not run the command, for certain: refused, loading, read-only, or it said so."""

@@ -18,6 +18,7 @@ CELL_BYTES = 8
 RING_ENTRIES = 64
 RING_KEPT = RING_ENTRIES - 1  # readable: the oldest entry may be in the middle of being overwritten
 NAME_BYTES = 128  # one of length, then the name
+SENDERS = 64  # of which the uses are counted, for rates that hold over all processes
 HEADER_BYTES = 64  # the death counter and the phase, which the supervisor writes, on a cache line of their own
 
 
@@ -74,12 +75,14 @@ class Scoreboard:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         rows_bytes = slots * CELLS_PER_SLOT * CELL_BYTES
-        self._mapping = mmap.mmap(-1, HEADER_BYTES + rows_bytes + RING_ENTRIES * NAME_BYTES)
+        ring_end = HEADER_BYTES + rows_bytes + RING_ENTRIES * NAME_BYTES
+        self._mapping = mmap.mmap(-1, ring_end + slots * SENDERS * CELL_BYTES)
         whole = memoryview(self._mapping)
         self._death_count = whole[:CELL_BYTES].cast("q")
         self._phase = whole[CELL_BYTES : 2 * CELL_BYTES].cast("q")
         self._rows = whole[HEADER_BYTES : HEADER_BYTES + rows_bytes].cast("q")
-        self._ring = whole[HEADER_BYTES + rows_bytes :]
+        self._ring = whole[HEADER_BYTES + rows_bytes : ring_end]
+        self._sender_uses = whole[ring_end:].cast("q")
 
     def row(self, number: int) -> "memoryview[int]":
         """The cells of one slot, to be kept by its process: `row[Cell.DELIVERED] += n`."""
@@ -97,6 +100,10 @@ class Scoreboard:
     def total(self, cell: Cell) -> int:
         """The sum of one cell over all slots."""
         return sum(self._rows[int(cell) :: CELLS_PER_SLOT])
+
+    def sender_uses(self, number: int) -> "SenderUses":
+        """The counts of requests by sender, to which the slot's process adds its own."""
+        return SenderUses(self._sender_uses, number * SENDERS)
 
     def sums(self) -> list[int]:
         """Every cell summed over all slots, in the order of a row."""
@@ -137,3 +144,18 @@ class Scoreboard:
         start = index % RING_ENTRIES * NAME_BYTES
         length = self._ring[start]
         return bytes(self._ring[start + 1 : start + 1 + length]).decode(errors="replace")
+
+
+class SenderUses:
+    """How often each sender was let in, by column: the sum over all slots, and one slot's own share to add to."""
+
+    def __init__(self, cells: "memoryview[int]", own: int) -> None:
+        self._cells = cells
+        self._own = own
+
+    def total(self, column: int) -> int:
+        return sum(self._cells[column::SENDERS])
+
+    def add(self, column: int) -> None:
+        """Called by the slot's process alone."""
+        self._cells[self._own + column] += 1

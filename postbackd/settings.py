@@ -33,6 +33,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A table of the configuration file."""
 
 
+class SenderLimits(Section, frozen=True, kw_only=True):
+    """What one sender of `ingest.tokens` may do; null or empty = anything."""
+
+    rate: Annotated[Annotated[float, Meta(gt=0)] | None, _meta("requests, all processes together", "1/s")] = None
+    burst: Annotated[Annotated[float, Meta(ge=1)] | None, _meta("requests at once after a rest; null = rate")] = None
+    hosts: Annotated[list[str], _meta('hosts it may send to, as "a.example" or "*.example"')] = []
+
+
 class Ingest(Section, frozen=True, kw_only=True):
     """Taking requests."""
 
@@ -55,6 +63,10 @@ class Ingest(Section, frozen=True, kw_only=True):
     ] = 134_217_728
     drain_delay: Annotated[Seconds, _meta("how long /ready says 503 before the socket closes at a stop", "s")] = 0.0
     tokens: Annotated[list[str], _meta("bearer tokens, as name:secret; none = open", secret=True)] = []
+    senders: Annotated[
+        dict[str, SenderLimits],
+        _meta('limits by token name: { tracker = { rate = 50, burst = 100, hosts = ["*.x"] } }'),
+    ] = {}
     paths: Annotated[list[str], _meta("paths that take requests")] = msgspec.field(
         default_factory=lambda: ["/ingest.php", "/i"]
     )

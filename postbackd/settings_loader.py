@@ -151,6 +151,8 @@ def _check_values(settings: Settings) -> None:
 
 def _format_toml(value: object) -> str:
     """A TOML value; JSON's strings, numbers and lists are TOML too."""
+    if isinstance(value, msgspec.Struct):
+        value = {name: inner for name, inner in msgspec.structs.asdict(value).items() if inner}
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_format_toml(k)} = {_format_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""What a request is answered that could not be taken: every failure → one error of the table in docs/api.md.
+
+The one place where failures of the queue and of ourselves become words for a client.
+"""
+
+from postbackd import oplog
+from postbackd.errors import (
+    DurabilityTimeoutError,
+    IdempotencyConflictError,
+    QueueFullError,
+    QueueUnavailableError,
+    QueueUnsureError,
+    RecordConflictError,
+    RequestError,
+    SpoolError,
+)
+
+RETRY_AFTER_S = 5
+
+
+def refusal_of(error: Exception) -> RequestError:
+    """The answer to a request that ended with this error."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, QueueUnsureError):
+        text = f"The queue did not answer in time: {error} The request may still be delivered."
+        return RequestError(503, "queue_unsure", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, QueueUnavailableError):
+        text = f"The queue cannot be reached: {error} Nothing was queued; send the request again."
+        return RequestError(503, "queue_unavailable", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, SpoolError):
+        text = f"Redis is away and the request cannot be spooled: {error} Send the request again."
+        return RequestError(503, "spool_full", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, QueueFullError):
+        text = f"The queue is full: {error} Nothing was queued; send the request again."
+        return RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, DurabilityTimeoutError):
+        text = f"The postbacks are queued but not as durable as wanted: {error} They may still be delivered."
+        return RequestError(503, "durability_timeout", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, IdempotencyConflictError):
+        text = "This Idempotency-Key came with another body within 24 hours: take a new key for a new request."
+        return RequestError(409, "idempotency_conflict", text)
+    if isinstance(error, RecordConflictError):
+        text = "Another endpoint is stored under the same digest: change the endpoint in any way."
+        return RequestError(422, "endpoint_conflict", text, "endpoint")
+    oplog.error("request_failed", error=repr(error))
+    return RequestError(500, "internal_error", "postbackd failed; its log says why.")
