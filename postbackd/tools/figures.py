@@ -63,6 +63,16 @@ def span(seconds: float | None) -> str:
     return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
 
 
+def resample(values: list[float], width: int) -> list[float]:
+    """The same over at most `width` values: means of equal parts, the last of which is whole."""
+    if width <= 0:
+        return []
+    part = -(-len(values) // width) or 1
+    first = len(values) % part
+    parts = ([values[:first]] if first else []) + [values[at : at + part] for at in range(first, len(values), part)]
+    return [sum(one) / len(one) for one in parts]
+
+
 def sparkline(values: list[float], width: int) -> str:
     """The last `width` values as bars of eight heights; the highest is the full one."""
     shown = values[-width:] if width > 0 else []

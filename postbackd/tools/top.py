@@ -23,7 +23,7 @@ from postbackd.errors import ExitCode, PostbackdError
 from postbackd.settings import Settings
 from postbackd.tools.admin_client import AdminClient
 from postbackd.tools.board import SORTS, Stats, headline, host_table, is_in_trouble, sorted_hosts, summary, worker_table
-from postbackd.tools.figures import count, rate, span, sparkline
+from postbackd.tools.figures import count, rate, resample, span, sparkline
 
 LOOK_S = 0.1  # for keys and the terminal's size
 SUMMARY_LINES = 7
@@ -96,9 +96,9 @@ class View:
         room = max(0, (width - 40) // 2)
         text = Text("in  ", "dim")
         for name, label in (("in", "  out  "), ("out", "")):
-            values = [float(point[name] or 0) for point in self.points]
+            values = resample([float(point[name] or 0) for point in self.points], room)
             text.append(sparkline(values, room), "cyan" if name == "in" else "green")
-            text.append(f" ≤ {rate(max(values[-room:], default=0))}/s" if room else "", "dim").append(label, "dim")
+            text.append(f" ≤ {rate(max(values, default=0))}/s" if room else "", "dim").append(label, "dim")
         return text
 
     def _foot(self, hosts: int, shown: int) -> Text:

@@ -39,7 +39,7 @@ PARTNERS: dict[str, tuple[list[str], float]] = {
     "events.tinygames.example": (["--latency", "0.02"], 2),
 }
 ITEMS = 3
-SVG_FORMAT = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {terminal_width} {terminal_height}">
+SVG_FORMAT = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
 <style>.{unique_id}-matrix {{ font: {char_height}px ui-monospace, "DejaVu Sans Mono", monospace;
 line-height: {line_height}px; white-space: pre; }} {styles}</style>
 <defs><clipPath id="{unique_id}-clip-terminal"><rect width="100%" height="100%"/></clipPath>{lines}</defs>

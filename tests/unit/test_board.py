@@ -16,7 +16,7 @@ from postbackd.tools.board import (
     summary,
     worker_table,
 )
-from postbackd.tools.figures import count, ms, percent, rate, size, span, sparkline
+from postbackd.tools.figures import count, ms, percent, rate, resample, size, span, sparkline
 from postbackd.tools.plain_text import printable
 from postbackd.tools.top import View
 
@@ -78,6 +78,9 @@ def shown(*renderables: Any, width: int = 160) -> str:
         (span(90_000), "1 d 1 h"),
         (sparkline([0, 1, 4, 8], 3), "▂▅█"),
         (sparkline([], 5), ""),
+        (str(resample([1, 2, 3, 4, 5], 3)), "[1.0, 2.5, 4.5]"),
+        (str(resample([1, 2], 5)), "[1.0, 2.0]"),
+        (str(resample([], 5)), "[]"),
         (printable("a\x1b[31m\n\x9b"), "a\\x1b[31m\\n\\x9b"),
     ],
 )

@@ -9,9 +9,8 @@ const LEFT = 56, RIGHT = 10, TOP = 10, BOTTOM = 22, HEIGHT = 172;
 const TABLE_ROWS = 20;
 
 function niceTop(value) {
-  if (value <= 0) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * unit).find((step) => step >= value);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * unit).find((step) => step >= value);
 }
 
 function timeSteps(spanS, width) {
@@ -21,8 +20,8 @@ function timeSteps(spanS, width) {
 
 export class Chart {
   // `lines`: [{ label, value: (point) => number | null }]; `format` makes a figure of a value, `tick` a short one.
-  constructor({ title, unit, empty, lines, format, tick = format }) {
-    Object.assign(this, { title, lines, format, tick, points: [], from: 0, to: 1, width: 0, cursor: null, onCursor: () => {} });
+  constructor({ title, unit, empty, lines, format, tick = format, least = 1 }) {
+    Object.assign(this, { title, lines, format, tick, least, points: [], from: 0, to: 1, width: 0, cursor: null, onCursor: () => {} });
     this.values = lines.map(() => el("dd"));
     this.when = el("span", { class: "chart-when" });
     this.svg = svg("svg", { class: "plot", height: HEIGHT, "aria-hidden": "true" });
@@ -82,6 +81,12 @@ export class Chart {
     if (this.details.open) this.#fillTable();
   }
 
+  // The point at a time; none where the nearest is farther away than a gap, as before the daemon's start.
+  #at(time) {
+    const point = this.points[this.#nearest(time)];
+    return point && Math.abs(point.t - time) <= Math.max(this.stepS * 3, (this.to - this.from) / 50) ? point : null;
+  }
+
   // Where all charts look: `time` in seconds or null; `own` is the chart under the pointer, which shows the box too.
   point(time, own) {
     this.cursor = time;
@@ -93,7 +98,7 @@ export class Chart {
     const width = Math.floor(this.field.clientWidth);
     if (!width) return;
     this.width = width;
-    const top = niceTop(Math.max(0, ...this.points.flatMap((point) => this.lines.map((line) => line.value(point) ?? 0))));
+    const top = niceTop(Math.max(this.least, ...this.points.flatMap((point) => this.lines.map((line) => line.value(point) ?? 0))));
     this.x = (time) => LEFT + ((time - this.from) / (this.to - this.from)) * (width - LEFT - RIGHT);
     this.y = (value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);
     this.svg.setAttribute("width", width);
@@ -153,7 +158,7 @@ export class Chart {
 
   #drawCursor() {
     const last = this.points.at(-1);
-    const point = this.cursor === null || !this.points.length ? last : this.points[this.#nearest(this.cursor)];
+    const point = this.cursor === null ? last : this.#at(this.cursor);
     this.values.forEach((node, at) => setText(node, this.format(point ? this.lines[at].value(point) : null)));
     setText(this.when, this.cursor === null || !point ? "" : clock(point.t * 1000));
     this.tip.hidden = true;

@@ -72,9 +72,9 @@ export class Charts {
       new Chart({ title: "Volume", unit: "per second", empty: "No traffic in this time", format: rate, lines: [{ label: "accepted", value: field("in") }, { label: "delivered", value: field("out") }] }),
       new Chart({ title: "Failures", unit: "per second", empty: "No failure in this time", format: rate, lines: [{ label: "retried", value: field("retried") }, { label: "dead", value: field("dead") }] }),
       new Chart({ title: "Answer time", unit: "of targets", empty: "No answer in this time", format: ms, tick: short, lines: [{ label: "p50", value: field("p50") }, { label: "p99", value: field("p99") }] }),
-      new Chart({ title: "Waiting", unit: "postbacks", empty: "Nothing waited in this time", format: count, lines: [{ label: "ready", value: field("ready") }, { label: "later", value: field("later") }] }),
+      new Chart({ title: "Waiting", unit: "postbacks", empty: "Nothing waited in this time", format: count, least: 2, lines: [{ label: "ready", value: field("ready") }, { label: "later", value: field("later") }] }),
       new Chart({ title: "Oldest ready", unit: "age", empty: "Nothing waited in this time", format: span, lines: [{ label: "oldest", value: field("oldest_s") }] }),
-      new Chart({ title: "Spool", unit: "on disk", empty: "The spool was empty", format: size, lines: [{ label: "spool", value: field("spool_bytes") }] }),
+      new Chart({ title: "Spool", unit: "on disk", empty: "The spool was empty", format: size, least: 1024, lines: [{ label: "spool", value: field("spool_bytes") }] }),
     ];
     for (const chart of this.all) {
       chart.onCursor = (time, own) => this.all.forEach((one) => one.point(time, own));
