@@ -70,10 +70,11 @@ class SuccessRule(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     body_contains: str | None = None
 
 
-class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class EndpointRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
     """An endpoint as it is stored: checked, complete, and without what equals the default.
 
-    Members are added at the end, with a default: stored records and the ids of all endpoints stay as they are.
+    Members are added at the end, with a default: stored records and the ids of all endpoints stay as they are. A member
+    that a newer version wrote is refused, not left out: what it asks for (a signature, say) would silently not happen.
     """
 
     method: str

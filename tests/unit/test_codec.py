@@ -99,6 +99,12 @@ def test_record_round_trips(record: EndpointRecord) -> None:
     assert decode_record(encode_record(record)) == record
 
 
+def test_member_of_a_newer_version_is_refused_and_not_left_out() -> None:
+    newer = b"\x84" + encode_record(SAMPLE)[1:] + b"\xa9sign_with\xa1k"
+    with pytest.raises(CodecError, match="sign_with"):
+        decode_record(newer)
+
+
 def test_trail_counts_attempts_and_reclaims() -> None:
     element = encode_element(DIGEST, SAMPLE_ID, ["a"])
     item = decode_item(element + trail_attempt(EPOCH_MS, 503) + TRAIL_RECLAIM + trail_attempt(EPOCH_MS + 1, 5))
