@@ -3,6 +3,7 @@
 
 import base64
 import json
+import signal
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -74,6 +75,35 @@ def test_signed_postback_is_verified_by_its_receiver(daemon: Daemon, sink: Sink)
         assert request["headers"]["webhook-id"] == postback_id
         Webhook(SECRET).verify(request["body"], request["headers"], json_parse=method == "POST")
     assert SECRET not in daemon.output.read_text() + daemon.log_path.read_text()
+
+
+def test_signing_key_is_rotated_by_sighup(tmp_path: Path, sink: Sink) -> None:
+    """Old, then new and old, then new: a receiver with either secret verifies what is sent in between."""
+    new = "whsec_" + base64.b64encode(bytes(32)).decode()
+    file = tmp_path / "postbackd.toml"
+
+    def keys(*secrets: str) -> None:
+        file.write_text(f"[security]\nsigning_keys = {{ k = {json.dumps(secrets)} }}\n")
+
+    def headers_of_next(path: str) -> dict[str, str]:
+        deliver(daemon, {"endpoint": {"method": "POST", "url": sink.url + path, "sign": "k"}, "data": {}})
+        wait_until(lambda: requests_to(sink, path), "the sink has it")
+        return requests_to(sink, path)[0]["headers"]
+
+    keys(SECRET)
+    with running_daemon(tmp_path / "daemon", config=file) as daemon:
+        Webhook(SECRET).verify("{}", headers_of_next("/rotated/1"))
+        for number, secrets in enumerate([(new, SECRET), (new,)], 1):
+            keys(*secrets)
+            daemon.process.send_signal(signal.SIGHUP)
+            wait_until(lambda n=number: daemon.output.read_text().count("reload_done") == n, "it is reloaded")
+            headers = headers_of_next(f"/rotated/{number + 1}")
+            assert headers["webhook-signature"].count("v1,") == len(secrets)
+            for secret in secrets:
+                Webhook(secret).verify("{}", headers)
+        output = daemon.output.read_text()
+        assert "changed=security.signing_keys" in output
+        assert SECRET not in output and new not in output
 
 
 def lines_of(daemon: Daemon, postback_id: str) -> list[dict]:
