@@ -23,14 +23,17 @@ from postbackd.delivery.intake import Intake
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Names
 from postbackd.delivery.outcome import RetryPolicy
+from postbackd.delivery.pace import Pace
 from postbackd.delivery.recall import Recaller
 from postbackd.delivery.recorder import Delivery, Recorder
 from postbackd.delivery.resolver import Resolver
+from postbackd.delivery.shard import Settler, Shard, waits_at
 from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
 from postbackd.host_board import HostBoard
 from postbackd.ingest import IngestDoor, create_app
+from postbackd.limits import worker_count
 from postbackd.queue.check import refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
@@ -41,9 +44,10 @@ from postbackd.queue.keys import Keys
 from postbackd.queue.lease_client import LeaseClient
 from postbackd.queue.link import REPLY_TIMEOUT_S, Link
 from postbackd.queue.route import route_to
+from postbackd.queue.shard_replay import ShardReplay
 from postbackd.queue.spool import Spool
 from postbackd.queue.spool_replay import SpoolReplay
-from postbackd.queue.spooling import SpoolingQueue
+from postbackd.queue.spooling import ShardedQueue, SpoolingQueue
 from postbackd.queue.wire import Wire
 from postbackd.queue.worker_number import WorkerNumber, has_numbers
 from postbackd.request_body import MAX_NDJSON_BYTES
@@ -95,8 +99,9 @@ def _look_at_queue(
             oplog.error("redis_away", error=str(error), hint="started all the same; requests are spooled until then")
         return
     try:
-        with contextlib.closing(route_to(url).open(0, REPLY_TIMEOUT_S)) as wire:
-            prove(wire)
+        for shard in range(settings.queue.shards):
+            with contextlib.closing(route_to(url).open(shard, REPLY_TIMEOUT_S)) as wire:
+                prove(wire)
     except QueueUnavailableError as error:
         raise BootError(str(error)) from None
     for finding in found:
@@ -107,27 +112,23 @@ def _look_at_queue(
 def ingest_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str) -> int:
     """An ingest process: take requests until SIGTERM, then answer what was read."""
     data_dir = Path(settings.data_dir)
-    keys = Keys(settings.queue.prefix)
     clock = Clock()
     durability = Durability(settings.queue)
     _look_at_queue(context, settings, url, durability.prove)
-
-    def prove(wire: Wire) -> None:
-        refuse_evicting(wire)
-        durability.prove(wire)
-
-    def link() -> Link:
-        timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
-        return Link(url, clock, _redis_error_counter(context), prove=prove, reply_timeout_s=timeout_s)
-
     route_to(url).watch()
-    main_link, replay_link = link(), link()
     spool = Spool(data_dir / "spool", context.place, settings.spool.max_bytes)
-    enqueuer = Enqueuer(main_link, keys, settings.queue.max_depth, durability)
-    queue = SpoolingQueue(enqueuer, spool, context.cells)
-    numbers = WorkerNumber(data_dir, keys, clock)
-    numbers.renew(replay_link)  # now, so that the first request does not wait for it
-    replay = SpoolReplay(spool, replay_link, main_link, keys, durability, numbers, context.cells)
+    queues: list[SpoolingQueue] = []
+    replays: list[ShardReplay] = []
+    for shard in range(settings.queue.shards):
+        main_link, replay_link = (_link(context, settings, url, shard, clock, durability) for _ in range(2))
+        keys = Keys(settings.queue.prefix, shard)
+        enqueuer = Enqueuer(main_link, keys, -(-settings.queue.max_depth // settings.queue.shards), durability)
+        queues.append(SpoolingQueue(enqueuer, spool, context.cells, shard))
+        cells, shards = context.cells, settings.queue.shards
+        replays.append(ShardReplay(spool, replay_link, main_link, keys, durability, cells, shards))
+    numbers = WorkerNumber(data_dir, Keys(settings.queue.prefix), clock)
+    numbers.renew(replays[0].link)  # now, so that the first request does not wait for it
+    replay = SpoolReplay(spool, replays, numbers)
     draining = False
 
     def on_drain() -> None:
@@ -146,7 +147,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
             context.scoreboard.sender_uses(context.slot.number),
             on_refused=_Counter(context.cells, Cell.TOKENS_REFUSED),
         ),
-        queue,
+        queues[0] if len(queues) == 1 else ShardedQueue(queues),
         numbers,
         context.cells,
     )
@@ -170,15 +171,13 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
 
 def admin_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str, facts: DaemonFacts) -> int:
     """The admin process: show the daemon until SIGTERM, and keep the dead letters within their cap."""
-    data_dir = Path(settings.data_dir)
-    keys = Keys(settings.queue.prefix)
     node = context.worker.split(".")[0]
     route_to(url).watch()
     reader = FigureReader(url, [Keys(settings.queue.prefix, shard) for shard in range(settings.queue.shards)])
     observer = Observer(settings, facts, context.scoreboard, node, reader)
     app = create_admin_app(observer, settings.admin)
     observer.start()
-    DeadKeeper(url, keys, data_dir, settings.dead).start()
+    _keep_dead(settings, url)
     serve(
         listener,
         app,
@@ -202,6 +201,23 @@ def door_limits(ingest: Ingest) -> Limits:
         body_bytes=max(ingest.max_body_bytes, MAX_NDJSON_BYTES),
         arriving_bytes=ingest.max_arriving_bytes,
     )
+
+
+def _link(context: SlotContext, settings: Settings, url: str, shard: int, clock: Clock, durability: Durability) -> Link:
+    def prove(wire: Wire) -> None:
+        refuse_evicting(wire)
+        durability.prove(wire)
+
+    timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
+    counter = _redis_error_counter(context)
+    return Link(url, clock, counter, prove=prove, reply_timeout_s=timeout_s, shard=shard)
+
+
+def _keep_dead(settings: Settings, url: str) -> None:
+    """Keep the dead letters of every shard within their cap, from threads of this process."""
+    for shard in range(settings.queue.shards):
+        keys = Keys(settings.queue.prefix, shard)
+        DeadKeeper(url, keys, Path(settings.data_dir), settings.dead, settings.queue.shards).start()
 
 
 class _Flags:
@@ -257,7 +273,7 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
     route_to(url).watch()
     worker = _delivery_worker(context, settings, url, log, flags.fileno(), hosts)
     if keeps_dead and context.index == 0:
-        DeadKeeper(url, Keys(settings.queue.prefix), Path(settings.data_dir), settings.dead).start()
+        _keep_dead(settings, url)
     try:
         while not flags.stop:
             context.beat()
@@ -268,7 +284,7 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
                 log.reopen(monotonic_ms())
     except LeaseLostError:
         # Others have these postbacks by now: no attempt more, but those under way may end and be logged.
-        worker.drain(_drain_deadline_ms(settings), context.beat, gives_back=False)
+        worker.drain(_drain_deadline_ms(settings), context.beat)
         raise
     flags.clear()
     worker.drain(_drain_deadline_ms(settings), context.beat)
@@ -283,32 +299,54 @@ def _delivery_worker(
     context: SlotContext, settings: Settings, url: str, log: DeliveryLog, wake_up: int, hosts: HostBoard
 ) -> DeliveryWorker:
     clock = Clock()
-    keys = Keys(settings.queue.prefix)
     policy = RetryPolicy(settings.retry)
     verdict = Policy(settings.security.allow_networks, settings.security.deny_networks).verdict
-    lease_timeout_ms = int(settings.queue.lease_timeout * 1000)
-    count_error = _redis_error_counter(context)
-    lease = LeaseClient(url, keys, context.worker, lease_timeout_ms, clock, count_error, in_background=True)
-    recorder = Recorder(log, lease, policy, context.cells, context.place, settings.log.body_bytes)
+    leases = [_lease(context, settings, url, shard, clock) for shard in range(settings.queue.shards)]
+    settles = leases[0] if len(leases) == 1 else Settler(leases)
+    recorder = Recorder(log, settles, policy, context.cells, context.place, settings.log.body_bytes)
     transfers: Transfers[Delivery] = Transfers(
         settings.delivery.in_flight, settings.delivery.max_response_bytes, CurlOptions(settings.delivery), verdict
     )
     transfers.watch(wake_up)
     resolver = Resolver(verdict)
     endpoints = Endpoints(settings)
+    workers = worker_count(settings.delivery.workers, per_core=1)
+
+    def shard_of(number: int, lease: LeaseClient) -> Shard:
+        is_home = waits_at(number, context.index, workers, len(leases))
+        return Shard(
+            number,
+            lease,
+            IdleWait(url, Keys(settings.queue.prefix, number)) if is_home else None,
+            Intake(lease, recorder, endpoints, settings.retry.expires_after),
+            Pace(settings.delivery.in_flight),
+            context.cells,
+            transfers.watch,
+        )
+
     return DeliveryWorker(
         settings,
         context.cells,
         clock,
-        lease,
-        IdleWait(url, keys),
+        [shard_of(number, lease) for number, lease in enumerate(leases)],
         transfers,
         Names(resolver),
         resolver.fileno(),
         log,
         recorder,
-        Intake(lease, recorder, endpoints, settings.retry.expires_after),
-        Recaller(endpoints.ids_of),
+        Recaller(endpoints.ids_of, len(leases)),
         _Deaths(context),
         HostReport(hosts, context.slot.number),
+    )
+
+
+def _lease(context: SlotContext, settings: Settings, url: str, shard: int, clock: Clock) -> LeaseClient:
+    return LeaseClient(
+        url,
+        Keys(settings.queue.prefix, shard),
+        context.worker,
+        int(settings.queue.lease_timeout * 1000),
+        clock,
+        _redis_error_counter(context),
+        in_background=True,
     )

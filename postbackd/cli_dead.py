@@ -63,8 +63,8 @@ def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = 
     settings = load_settings(config, overrides)
     url = running_url(settings.queue, settings.data_dir)
     if overflow:
-        return OverflowLetters(Path(settings.data_dir) / NAME, url, settings.queue.prefix)
-    return DeadLetters(url, settings.queue.prefix)
+        return OverflowLetters(Path(settings.data_dir) / NAME, url, settings.queue.prefix, settings.queue.shards)
+    return DeadLetters(url, settings.queue.prefix, settings.queue.shards)
 
 
 def _refuse_none(options: dict[str, Any]) -> None:

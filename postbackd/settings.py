@@ -87,7 +87,7 @@ class Queue(Section, frozen=True, kw_only=True):
         "always"
     )
     prefix: Annotated[str, Meta(min_length=1), _meta("first part of every key", reload=False)] = "pb"
-    shards: Annotated[Count, _meta("parts the queue is split into", reload=False, later=True)] = 1
+    shards: Annotated[int, Meta(ge=1, le=256), _meta("parts the queue is split into", reload=False)] = 1
     durability: Annotated[Literal["server", "fsync", "replica"], _meta("what a 202 waits for")] = "server"
     durability_timeout: Annotated[float, Meta(ge=0.001, le=60), _meta("longest wait for replicas, then 503", "s")] = 1.0
     replicas: Annotated[Count, _meta("replicas that must have a write, at durability replica")] = 1

@@ -6,6 +6,8 @@ host are claimed seldom. That the host is back, or faster than it was, its lane 
 Then the later set is read through, a page with each exchange, and what is found of such hosts is due at once, as much
 as each can take (queue/lua/recall.lua). A host is done with when a whole pass has found no more of it.
 
+Several shards are read one after the other; a pass is through all of them.
+
 Who parked a postback may have died since: in a worker's first minutes each host is looked for once.
 """
 
@@ -30,13 +32,17 @@ class Recall(NamedTuple):
 
 
 class Recaller:
-    """One worker's pass through the later set."""
+    """One worker's pass through the later sets."""
 
-    def __init__(self, ids_of: Callable[[str], Sequence[bytes]]) -> None:
+    def __init__(self, ids_of: Callable[[str], Sequence[bytes]], shards: int = 1) -> None:
         """`ids_of` gives the endpoints of a host, by its key."""
         self._ids_of = ids_of
+        self._shards = shards
+        self.shard = 0  # that the next question is for
+        self._left = 0  # shards of this pass, the present one included; 0: the next question begins a pass
+        self._is_whole = True
         self._lanes: list[Lane[Any]] = []  # that this pass is for
-        self._cursor = b""  # empty: the next exchange begins a pass
+        self._cursor = b""
         self._began_ms = 0
         self._asked_ms = 0
         self._turn = 0
@@ -46,7 +52,7 @@ class Recaller:
         if not wanting or now_ms - self._asked_ms < EVERY_MS:
             return None
         self._asked_ms = now_ms
-        if not self._cursor or all(lane.recall_room <= 0 for lane in self._lanes):
+        if not self._left or all(lane.recall_room <= 0 for lane in self._lanes):
             self._begin(wanting, now_ms)
         rooms = (max(0, min(lane.recall_room, MAX_MOVED)) for lane in self._lanes)
         ids = (self._ids_of(lane.host_key)[:MAX_IDS] for lane in self._lanes)
@@ -54,6 +60,7 @@ class Recaller:
 
     def _begin(self, wanting: Sequence[Lane[Any]], now_ms: int) -> None:
         self._cursor = b""
+        self._left, self._is_whole = self._shards, True
         self._began_ms = now_ms
         self._turn = (self._turn + MAX_HOSTS) % len(wanting) if len(wanting) > MAX_HOSTS else 0
         self._lanes = [*wanting[self._turn :], *wanting[: self._turn]][:MAX_HOSTS]
@@ -66,6 +73,18 @@ class Recaller:
                 lane.recall_seen_ms = now_ms
         self._cursor = cursor
         if not cursor:
+            self._go_on()
+
+    def pass_over(self) -> None:
+        """The present shard is away: the others have their turn, and no host is done with after this pass."""
+        self._is_whole = False
+        self._cursor = b""
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.shard = (self.shard + 1) % self._shards
+        self._left = max(self._left - 1, 0)
+        if self._left == 0 and self._is_whole:
             for lane in self._lanes:
                 if max(lane.recall_seen_ms, lane.parked_ms) < self._began_ms:
                     lane.forget_parked()

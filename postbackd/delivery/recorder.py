@@ -6,6 +6,7 @@ The line is added before the outcome, and the worker flushes the log before it s
 
 import random
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -16,7 +17,7 @@ from postbackd.delivery.lane import PARK_MIN_MS
 from postbackd.delivery.log import NULL, DeliveryLog, Formatter, TimeText
 from postbackd.delivery.outcome import Kind, RetryPolicy
 from postbackd.delivery.transfer import Result
-from postbackd.queue.lease_client import Dead, Later, LeaseClient
+from postbackd.queue.lease_client import Dead, Later, Outcome
 from postbackd.scoreboard import Cell
 from postbackd.template import Rendered
 
@@ -44,13 +45,21 @@ def no_transfer(error: ErrorClass, detail: str) -> Result:
     return Result(error, detail, None, b"", False, None, False, 0.0, 0.0)
 
 
+class Settling(Protocol):
+    """Where outcomes go: the lease, or the one among several that a token names."""
+
+    @property
+    def settle(self) -> Callable[[Outcome], None]:
+        """Keeps an outcome for the next exchange."""
+
+
 class Recorder:
     """The one place where postbacks end, wait or go back."""
 
     def __init__(
         self,
         log: DeliveryLog,
-        lease: LeaseClient,
+        lease: Settling,
         policy: RetryPolicy,
         cells: "memoryview[int]",
         place: str,

@@ -9,27 +9,26 @@ flight: outcomes wait, and are settled when it is back. Times here are monotonic
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from postbackd import oplog
 from postbackd.clock import Clock
 from postbackd.codec import ErrorClass
 from postbackd.delivery.host_report import HostReport
-from postbackd.delivery.intake import Intake
 from postbackd.delivery.lane import Bounds
 from postbackd.delivery.lanes import Lanes
 from postbackd.delivery.log import DeliveryLog
 from postbackd.delivery.names import Failed, Names
 from postbackd.delivery.outcome import ASKS_FOR_PAUSE, is_host_fault
-from postbackd.delivery.pace import BATCH, Pace
+from postbackd.delivery.pace import BATCH
 from postbackd.delivery.recall import EVERY_MS as RECALL_EVERY_MS
 from postbackd.delivery.recall import Recaller
 from postbackd.delivery.recorder import Delivery, Recorder, no_transfer
+from postbackd.delivery.shard import Shard
 from postbackd.delivery.transfer import Result, Transfers
-from postbackd.errors import LeaseLostError, QueueUnavailableError
+from postbackd.errors import LeaseLostError
 from postbackd.limits import worker_count
-from postbackd.queue.idle_wait import IdleWait
-from postbackd.queue.lease_client import MAX_HELD, Claim, LeaseClient
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.settings import Settings
 from postbackd.template import Rendered
@@ -37,10 +36,6 @@ from postbackd.template_values import RenderError
 
 LONGEST_TURN_MS = 1000
 OVERFLOW_EVERY_MS = 100
-PARK_ROOM = MAX_HELD - BATCH
-CLAIM_WITHOUT_WAIT_MS = 500  # the idle wait cannot be armed: claim by the clock
-SETTLE_PAUSE_MS = 100
-LAST_CONNECT_MS = 2000  # at the drain: a lease that is not given back is reclaimed after its time-out
 
 
 class DeliveryWorker:
@@ -51,14 +46,12 @@ class DeliveryWorker:
         settings: Settings,
         cells: "memoryview[int]",
         clock: Clock,
-        lease: LeaseClient,
-        idle_wait: IdleWait,
+        shards: Sequence[Shard],
         transfers: Transfers[Delivery],
         names: Names,
         resolver_descriptor: int,
         log: DeliveryLog,
         recorder: Recorder,
-        intake: Intake,
         recaller: Recaller,
         take_deaths: Callable[[], list[str]],
         host_report: HostReport,
@@ -66,28 +59,19 @@ class DeliveryWorker:
         self._settings = settings
         self._cells = cells
         self._clock = clock
-        self._lease = lease
-        self._idle_wait = idle_wait
+        self._shards = deque(shards)
         self._transfers = transfers
         self._names = names
         self._resolver_descriptor = resolver_descriptor
         self._log = log
         self._recorder = recorder
-        self._intake = intake
         self._recaller = recaller
         self._take_deaths = take_deaths
         self._host_report = host_report
         self._in_flight_limit = settings.delivery.in_flight
         self._lanes: Lanes[Delivery] = Lanes(self._bounds, self._in_flight_limit)
-        self._pace = Pace(self._in_flight_limit)
-        self._watched: dict[str, int] = {}  # connection → the generation that is in the epoll
-        self._to_reclaim: dict[str, str] = {}  # worker → why
-        self._oldest_ms: int | None = None  # when the oldest unsettled outcome came
         self._overflowed_ms = 0
-        self._is_empty = False  # the queue, as far as the last claim and the idle wait say
-        self._look_again_ms = 0
-        self._claims = True
-        self._was_away = False
+        self._lease_lost_said = False
         transfers.watch(resolver_descriptor)
 
     def _bounds(self, host_key: str) -> Bounds:
@@ -125,7 +109,8 @@ class DeliveryWorker:
                 else:
                     self._attempt_failed(host_key, result, kind == "dead", now_ms)
             self._recorder.publish()
-        self._pace.completed(len(results), now_ms)
+        for shard in self._shards:
+            shard.pace.completed(len(results), now_ms)
         if self._resolver_descriptor in self._transfers.ready:
             for host_key in self._names.take_resolved():
                 self._lanes.resume(host_key, now_ms)
@@ -142,13 +127,8 @@ class DeliveryWorker:
 
     def _wait_ms(self, now_ms: int) -> int:
         """How long nothing needs to happen, should nothing come in."""
-        if self._lease.unsettled and self._oldest_ms is None:
-            self._oldest_ms = now_ms
-        if self._lease.busy or not self._lease.is_connected:
-            wait_ms = SETTLE_PAUSE_MS
-        else:
-            may_find = self._claims and not self._is_empty
-            wait_ms = self._pace.next_ms(now_ms, self._open_items(), self._oldest_ms, may_find)
+        open_items = self._open_items()
+        wait_ms = min([shard.wait_ms(now_ms, open_items) for shard in self._shards])
         if self._lanes.waiting:
             wait_ms = min(wait_ms, OVERFLOW_EVERY_MS)
         if self._lanes.wanting:
@@ -156,8 +136,8 @@ class DeliveryWorker:
         return min(wait_ms, LONGEST_TURN_MS)
 
     def _open_items(self) -> int:
-        """Items held that have no outcome yet."""
-        return self._lease.held - self._lease.unsettled
+        """Items held or asked for that have no outcome yet."""
+        return sum([shard.lease.open_items for shard in self._shards])
 
     # Transfers
 
@@ -215,30 +195,17 @@ class DeliveryWorker:
     # The queue
 
     def _listen_to_queue(self, now_ms: int) -> None:
-        ready = self._transfers.ready
-        if self._idle_wait.is_armed and self._idle_wait.fileno() in ready and self._idle_wait.receive():
-            self._is_empty = False
-        if self._lease.busy and self._lease.fileno() in ready:
-            claim = self._lease.receive()
-            if claim is not None:
-                self._take(claim, now_ms)
-        if self._intake.waiting:
-            deliveries: list[Delivery] = []
-            self._intake.fetch(deliveries, self._clock.now_ms())
-            self._add(deliveries, now_ms)
-
-    def _take(self, claim: Claim, now_ms: int) -> None:
-        self._cells[Cell.CLAIMED] += len(claim.items)
-        if claim.expired_worker is not None:
-            self._to_reclaim.setdefault(claim.expired_worker, "timeout")
-        self._oldest_ms = now_ms if self._lease.unsettled else None
-        if claim.recalled is not None:
-            self._recaller.took(claim.recalled[0], claim.recalled[1:], now_ms)
-        if claim.items:
-            self._is_empty = False
-            self._add(self._intake.accept(claim.items, self._clock.now_ms()), now_ms)
-        elif claim.came_short:
-            self._wait_for_work(claim.next_due_ms, now_ms)
+        for shard in self._shards:
+            items = shard.listen(self._transfers.ready, now_ms)
+            if shard.recalled is not None:
+                self._recaller.took(shard.recalled[0], shard.recalled[1:], now_ms)
+                shard.recalled = None
+            if items:
+                self._add(shard.intake.accept(items, self._clock.now_ms()), now_ms)
+            if shard.intake.waiting:
+                deliveries: list[Delivery] = []
+                shard.intake.fetch(deliveries, self._clock.now_ms())
+                self._add(deliveries, now_ms)
 
     def _add(self, deliveries: list[Delivery], now_ms: int) -> None:
         for delivery in deliveries:
@@ -254,122 +221,56 @@ class DeliveryWorker:
             if delay_ms is not None:
                 self._recorder.park_for_host(delivery, delay_ms, self._clock.now_ms())
 
-    def _wait_for_work(self, next_due_ms: int | None, now_ms: int) -> None:
-        """The queue is empty: block on the server until something comes, or is due."""
-        self._is_empty = True
-        self._look_again_ms = now_ms + CLAIM_WITHOUT_WAIT_MS
-        if self._idle_wait.is_armed or not self._claims:
-            return
-        wait_ms = LONGEST_TURN_MS if next_due_ms is None else next_due_ms
-        if self._idle_wait.arm(wait_ms):
-            self._watch("idle_wait", self._idle_wait.generation, self._idle_wait.fileno())
-
     def _talk_to_queue(self, now_ms: int) -> None:
-        lease = self._lease
         for name in self._take_deaths():
-            self._to_reclaim[name] = "death"
-        if lease.unsettled and self._oldest_ms is None:
-            self._oldest_ms = now_ms
-        if lease.busy:
-            lease.give_up_on_silence(now_ms)
-            if self._log.waiting > BATCH:
-                self._log.flush(now_ms)
-            return
-        if self._is_empty and not self._idle_wait.is_armed and now_ms >= self._look_again_ms:
-            self._is_empty = False
-        may_find = self._claims and not self._is_empty
-        open_items = self._open_items()
-        recall = self._recaller.next(self._lanes.wanting, now_ms) if self._claims and self._lanes.wanting else None
-        if recall is not None:
-            lease.recall(*recall)
-        elif not self._pace.is_due(now_ms, open_items, lease.unsettled, self._oldest_ms, may_find):
-            return
-        self._log.flush(now_ms)
-        self._cells[Cell.LOG_LINES_LOST] += self._log.take_lines_lost()
-        if not self._connect(now_ms):
-            return
-        self._reclaim_others()
-        wanted = self._pace.room(open_items) if self._claims and lease.held < PARK_ROOM else 0
-        if lease.send(wanted, now_ms):
-            self._pace.sent(now_ms)
-            self._oldest_ms = None
+            for shard in self._shards:
+                shard.note_death(name)
+        for shard in self._shards:
+            open_items = self._open_items()
+            if not (shard.is_due(now_ms, open_items) or self._recalls_from(shard, now_ms)):
+                continue
+            self._log.flush(now_ms)  # before the settle: what is settled has its line
+            self._cells[Cell.LOG_LINES_LOST] += self._log.take_lines_lost()
+            shard.talk(now_ms, open_items)
+        if self._log.waiting > BATCH:
+            self._log.flush(now_ms)
+        if len(self._shards) > 1:
+            self._shards.rotate(1)  # or the first one with a backlog would always fill all the room there is
 
-    def _connect(self, now_ms: int) -> bool:
-        lease = self._lease
-        if lease.connect(now_ms):
-            self._watch("lease", lease.generation, lease.fileno())
-            if self._was_away:
-                self._was_away = False
-                oplog.info("redis_found", unsettled=lease.unsettled)
-            return True
-        if not self._was_away and lease.last_error:
-            self._was_away = True
-            oplog.warning(
-                "redis_lost", error=lease.last_error, unsettled=lease.unsettled, in_flight=self._transfers.in_flight
-            )
-        return False
-
-    def _watch(self, name: str, generation: int, descriptor: int) -> None:
-        """Have a connection's descriptor in the epoll; that of the connection before it went with its close."""
-        if self._watched.get(name) != generation:
-            self._watched[name] = generation
-            self._transfers.watch(descriptor)
-
-    def _reclaim_others(self) -> None:
-        """Give back the leases of workers that are dead or silent; what fails is tried again."""
-        for worker, why in list(self._to_reclaim.items()):
-            try:
-                count = self._lease.reclaim(worker, why)
-            except QueueUnavailableError:
-                return
-            del self._to_reclaim[worker]
-            self._is_empty = False
-            if count:
-                self._cells[Cell.RECLAIMED] += 1
-                oplog.warning("lease_reclaimed", worker=worker, why=why, postbacks=count)
+    def _recalls_from(self, shard: Shard, now_ms: int) -> bool:
+        """Whether parked postbacks are called back with an exchange with this shard, which is not due otherwise."""
+        if not self._lanes.wanting or self._recaller.shard != shard.number or not shard.claims or shard.lease.busy:
+            return False
+        if not shard.lease.is_connected:
+            self._recaller.pass_over()
+            return False
+        recall = self._recaller.next(self._lanes.wanting, now_ms)
+        if recall is None:
+            return False
+        shard.lease.recall(*recall)
+        return True
 
     # The end
 
-    def drain(self, deadline_ms: int, beat: Callable[[], None], *, gives_back: bool = True) -> None:
+    def drain(self, deadline_ms: int, beat: Callable[[], None]) -> None:
         """Start nothing more, let transfers end, settle, give back the rest. At a stop, and after a lost lease."""
-        self._claims = False
-        self._idle_wait.close()
+        for shard in self._shards:
+            shard.stop_claiming()
         for _ in self._lanes.drop_waiting():
             continue  # still leased: given back below
         self._in_flight_limit = 0
-        while (self._transfers.in_flight or self._lease.unsettled) and monotonic_ms() < deadline_ms:
+        while (self._transfers.in_flight or self._unsettled()) and monotonic_ms() < deadline_ms:
             beat()
             try:
                 self.turn(monotonic_ms())
             except LeaseLostError as error:
-                if gives_back:
+                if not self._lease_lost_said:
+                    self._lease_lost_said = True
                     oplog.warning("lease_lost", detail=error)
-                gives_back = False
-                if not self._transfers.in_flight:
-                    break
         self._log.flush(monotonic_ms())
-        if gives_back:
-            self._give_back()
+        for shard in self._shards:
+            shard.give_back(time.sleep)
 
-    def _give_back(self) -> None:
-        lease = self._lease
-        if lease.busy:
-            lease.wait()
-        if not lease.held or not self._connect_at_last():
-            return
-        try:
-            count = lease.reclaim(lease.worker, "drain")
-        except QueueUnavailableError as error:
-            oplog.warning("lease_not_given_back", error=error, hint="it is reclaimed after queue.lease_timeout")
-            return
-        if count:
-            oplog.info("lease_given_back", postbacks=count)
-
-    def _connect_at_last(self) -> bool:
-        """Whether there is a connection for what is left to say, within a second or two."""
-        deadline_ms = monotonic_ms() + LAST_CONNECT_MS
-        while not self._lease.connect(monotonic_ms()):
-            if monotonic_ms() > deadline_ms:
-                return False
-            time.sleep(0.02)
-        return True
+    def _unsettled(self) -> int:
+        """Outcomes that the server has not confirmed."""
+        return sum(shard.lease.unsettled for shard in self._shards)

@@ -22,13 +22,13 @@ TURN_TTL_S = 55  # of the key that says whose turn it is
 
 
 class DeadKeeper:
-    """Looks after the dead stream of one queue."""
+    """Looks after the dead stream of one shard, which may keep its share of `dead.max_count`."""
 
-    def __init__(self, url: str, keys: Keys, data_dir: Path, settings: Dead) -> None:
+    def __init__(self, url: str, keys: Keys, data_dir: Path, settings: Dead, shards: int = 1) -> None:
         self._url = url
         self._keys = keys
         self._path = data_dir / NAME
-        self._max_count = settings.max_count
+        self._max_count = -(-settings.max_count // shards)
         self._max_age_ms = int(settings.max_age * 1000)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dead-keeper", daemon=True)
@@ -52,7 +52,7 @@ class DeadKeeper:
 
     def keep(self) -> int:
         """Move what is beyond the cap; how many. Raises QueueUnavailableError."""
-        wire = route_to(self._url).open(0, CALL_TIMEOUT_S)
+        wire = route_to(self._url).open(self._keys.shard, CALL_TIMEOUT_S)
         try:
             if wire.call("SET", self._keys.dead_turn, b"1", "NX", "EX", TURN_TTL_S) is None:
                 return 0
@@ -80,7 +80,7 @@ class DeadKeeper:
         over = wire.call("XLEN", self._keys.dead) - self._max_count
         oldest_ms = wire.server_ms() - self._max_age_ms
         entries = wire.call("XRANGE", self._keys.dead, "-", "+", "COUNT", PAGE)
-        letters = [letter_of_entry(entry_id, fields) for entry_id, fields in entries]
+        letters = [letter_of_entry(entry_id, fields, self._keys.shard) for entry_id, fields in entries]
         going = [letter for index, letter in enumerate(letters) if index < over or letter.died_ms < oldest_ms]
         if not going:
             return 0

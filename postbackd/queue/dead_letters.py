@@ -5,6 +5,8 @@ For the command line: one connection, page after page, oldest first. An entry ke
 endpoint record, the reason, and the last answer, which is the line of the delivery log.
 """
 
+import heapq
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
 from postbackd.queue.scripts import REPLAY
+from postbackd.queue.wire import Wire
 
 PAGE = 500
 CALL_TIMEOUT_S = 30.0
@@ -31,6 +34,7 @@ class DeadLetter(NamedTuple):
     item: Item | None  # None where the bytes are no item
     record: bytes
     data: bytes  # the item's bytes
+    shard: int = 0
 
     @property
     def postback_id(self) -> str:
@@ -82,65 +86,92 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 class DeadLetters:
-    """The dead stream of one queue. Every method raises QueueUnavailableError."""
+    """The dead streams of one queue, one a shard. Every method raises QueueUnavailableError."""
 
-    def __init__(self, url: str, prefix: str) -> None:
-        self._wire = route_to(url).open(0, CALL_TIMEOUT_S)
-        self._keys = Keys(prefix)
+    def __init__(self, url: str, prefix: str, shards: int = 1) -> None:
+        self._shards = [_Shard(route_to(url).open(n, CALL_TIMEOUT_S), Keys(prefix, n)) for n in range(shards)]
 
     def close(self) -> None:
-        self._wire.close()
+        for shard in self._shards:
+            shard.wire.close()
 
     def now_ms(self) -> int:
         """The server's clock, by which they died."""
-        return self._wire.server_ms()
+        return self._shards[0].wire.server_ms()
 
     def count(self) -> int:
         """All of them."""
-        return int(self._wire.call("XLEN", self._keys.dead))
+        return sum(int(shard.wire.call("XLEN", shard.keys.dead)) for shard in self._shards)
 
     def pages(self, wanted: Filter) -> Iterator[tuple[int, list[DeadLetter]]]:
         """Page after page: how many were looked at, and those that are meant. Entries may go meanwhile."""
         start = b"-" if wanted.from_ms is None else b"%d" % wanted.from_ms
-        while True:
-            entries = self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE)
-            letters = [letter_of_entry(entry_id, fields) for entry_id, fields in entries]
-            yield len(letters), [letter for letter in letters if wanted.matches(letter)]
-            if len(entries) < PAGE:
-                return
-            start = b"(" + entries[-1][0]
+        letters = heapq.merge(*(shard.letters(start) for shard in self._shards), key=lambda letter: letter.died_ms)
+        while page := list(itertools.islice(letters, PAGE)):
+            yield len(page), [letter for letter in page if wanted.matches(letter)]
 
     def replay(self, letters: list[DeadLetter]) -> int:
         """Give them back to ready, a page at most; how many were still dead. Twice does no harm."""
-        keys = [self._keys.dead, self._keys.ready]
-        arguments: list[bytes | int] = [RECORD_TTL_S]
-        for letter in letters:
-            number = 0
-            if letter.item is not None and letter.record:
-                key = self._keys.endpoint(letter.item.endpoint_id)
-                if key not in keys[2:]:
-                    keys.append(key)
-                number = keys.index(key, 2) - 1
-            arguments += [letter.entry_id, number]
-        return int(REPLAY.call(self._wire, keys, arguments))
+        return sum(self._shards[shard].replay(part) for shard, part in by_shard(letters, len(self._shards)))
 
     def finish(self) -> None:
         """Nothing is left to do once all pages are replayed."""
 
     def purge(self, letters: list[DeadLetter]) -> int:
         """Delete them for ever, counted in the queue's stats; how many were still there."""
-        count = int(self._wire.call("XDEL", self._keys.dead, *(letter.entry_id for letter in letters)))
-        self._wire.call("HINCRBY", self._keys.stats, "purged", count)
+        return sum(self._shards[shard].purge(part) for shard, part in by_shard(letters, len(self._shards)))
+
+
+class _Shard(NamedTuple):
+    """One stream and the way to it."""
+
+    wire: Wire
+    keys: Keys
+
+    def letters(self, start: bytes) -> Iterator[DeadLetter]:
+        """All of them, oldest first, read page by page."""
+        while True:
+            entries = self.wire.call("XRANGE", self.keys.dead, start, "+", "COUNT", PAGE)
+            for entry_id, fields in entries:
+                yield letter_of_entry(entry_id, fields, self.keys.shard)
+            if len(entries) < PAGE:
+                return
+            start = b"(" + entries[-1][0]
+
+    def replay(self, letters: list[DeadLetter]) -> int:
+        keys = [self.keys.dead, self.keys.ready]
+        arguments: list[bytes | int] = [RECORD_TTL_S]
+        for letter in letters:
+            number = 0
+            if letter.item is not None and letter.record:
+                key = self.keys.endpoint(letter.item.endpoint_id)
+                if key not in keys[2:]:
+                    keys.append(key)
+                number = keys.index(key, 2) - 1
+            arguments += [letter.entry_id, number]
+        return int(REPLAY.call(self.wire, keys, arguments))
+
+    def purge(self, letters: list[DeadLetter]) -> int:
+        count = int(self.wire.call("XDEL", self.keys.dead, *(letter.entry_id for letter in letters)))
+        self.wire.call("HINCRBY", self.keys.stats, "purged", count)
         return count
 
 
-def letter_of_entry(entry_id: bytes, fields: list[bytes]) -> DeadLetter:
+def by_shard(letters: list[DeadLetter], shards: int) -> Iterator[tuple[int, list[DeadLetter]]]:
+    """The letters of each shard that has some; those of a shard that is no more count for one that is."""
+    for shard in range(shards):
+        if part := [letter for letter in letters if letter.shard % shards == shard]:
+            yield shard, part
+
+
+def letter_of_entry(entry_id: bytes, fields: list[bytes], shard: int = 0) -> DeadLetter:
     """The letter of an entry of the stream, as XRANGE replies it."""
     values = dict(zip(fields[::2], fields[1::2], strict=True))
-    return letter_of(entry_id, values[b"item"], values[b"record"], values[b"reason"].decode(), values[b"answer"])
+    reason = values[b"reason"].decode()
+    return letter_of(entry_id, values[b"item"], values[b"record"], reason, values[b"answer"], shard)
 
 
-def letter_of(entry_id: bytes, data: bytes, record: bytes, reason: str, answer: bytes) -> DeadLetter:
+def letter_of(entry_id: bytes, data: bytes, record: bytes, reason: str, answer: bytes, shard: int = 0) -> DeadLetter:
     """A letter of its parts."""
     try:
         item: Item | None = decode_item(data)
@@ -150,4 +181,4 @@ def letter_of(entry_id: bytes, data: bytes, record: bytes, reason: str, answer: 
         line = msgspec.json.decode(answer)
     except msgspec.DecodeError:  # cut at its limit of bytes
         line = {}
-    return DeadLetter(entry_id, int(entry_id.partition(b"-")[0]), reason, line, item, record, data)
+    return DeadLetter(entry_id, int(entry_id.partition(b"-")[0]), reason, line, item, record, data, shard)

@@ -2,7 +2,7 @@
 """The overflow file: dead letters that the cap took out of Redis, whole, one JSON object a line.
 
     {"entry": "<id in the stream>", "died": "2026-…Z", "id": "<16 hex>", "reason": "…", "answer": {last log line},
-     "item": "<base64>", "record": "<base64>"}
+     "item": "<base64>", "record": "<base64>", "shard": n (left out for 0)}
 
 Written by the keeper (dead_keeper.py), read and given back by `postbackd dead … --overflow`. Both hold its lock.
 """
@@ -18,7 +18,7 @@ from typing import BinaryIO
 import msgspec
 
 from postbackd.clock import format_ms
-from postbackd.queue.dead_letters import PAGE, DeadLetter, Filter, letter_of
+from postbackd.queue.dead_letters import CALL_TIMEOUT_S, PAGE, DeadLetter, Filter, by_shard, letter_of
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
@@ -38,6 +38,7 @@ class Line(msgspec.Struct):
     answer: msgspec.Raw
     item: bytes
     record: bytes
+    shard: int = 0
 
 
 @contextlib.contextmanager
@@ -77,7 +78,8 @@ def _line(letter: DeadLetter) -> bytes:
     entry, died = letter.entry_id.decode(), format_ms(letter.died_ms)
     item, record = base64.b64encode(letter.data), base64.b64encode(letter.record)
     line = {"entry": entry, "died": died, "id": letter.postback_id, "reason": letter.reason, "answer": answer}
-    return msgspec.json.encode({**line, "item": item.decode(), "record": record.decode()}) + b"\n"
+    shard = {"shard": letter.shard} if letter.shard else {}
+    return msgspec.json.encode({**line, "item": item.decode(), "record": record.decode(), **shard}) + b"\n"
 
 
 _decode = msgspec.json.Decoder(Line).decode
@@ -90,21 +92,20 @@ def read_letter(line: bytes) -> DeadLetter | None:
     except msgspec.DecodeError:
         return None
     answer = bytes(kept.answer)
-    return letter_of(kept.entry.encode(), kept.item, kept.record, kept.reason, answer)
+    return letter_of(kept.entry.encode(), kept.item, kept.record, kept.reason, answer, kept.shard)
 
 
 class OverflowLetters:
     """The letters of the file, to be listed and replayed as those of the stream (`DeadLetters`)."""
 
-    def __init__(self, path: Path, url: str, prefix: str) -> None:
+    def __init__(self, path: Path, url: str, prefix: str, shards: int = 1) -> None:
         self._path = path
-        self._wire = route_to(url).open(0, 30.0)
-        self._keys = Keys(prefix)
-        self._replayed: set[bytes] = set()
+        self._shards = [(route_to(url).open(n, CALL_TIMEOUT_S), Keys(prefix, n)) for n in range(shards)]
+        self._replayed: set[tuple[int, bytes]] = set()
 
     def now_ms(self) -> int:
         """The server's clock, by which they died."""
-        return self._wire.server_ms()
+        return self._shards[0][0].server_ms()
 
     def count(self) -> int:
         """All of them."""
@@ -130,18 +131,23 @@ class OverflowLetters:
 
     def replay(self, letters: list[DeadLetter]) -> int:
         """Give them back to ready, a page at most; how many went now. Twice does no harm."""
-        keys = [self._keys.dead, self._keys.ready, self._keys.restored]
+        count = sum(self._restore(shard, part) for shard, part in by_shard(letters, len(self._shards)))
+        self._replayed |= {(letter.shard, letter.entry_id) for letter in letters}
+        return count
+
+    def _restore(self, shard: int, letters: list[DeadLetter]) -> int:
+        wire, names = self._shards[shard]
+        keys = [names.dead, names.ready, names.restored]
         arguments: list[Argument] = [RECORD_TTL_S]
         for letter in letters:
             number = 0
             if letter.item is not None and letter.record:
-                key = self._keys.endpoint(letter.item.endpoint_id)
+                key = names.endpoint(letter.item.endpoint_id)
                 if key not in keys[3:]:
                     keys.append(key)
                 number = keys.index(key, 3) - 2
             arguments += [letter.entry_id, letter.data, letter.record, number]
-            self._replayed.add(letter.entry_id)
-        return int(RESTORE.call(self._wire, keys, arguments))
+        return int(RESTORE.call(wire, keys, arguments))
 
     def finish(self) -> None:
         """Take what was replayed out of the file."""
@@ -151,7 +157,7 @@ class OverflowLetters:
         with locked(self._path, "rb") as file, draft.open("wb") as kept:
             for line in file:
                 letter = read_letter(line)
-                if letter is None or letter.entry_id not in self._replayed:
+                if letter is None or (letter.shard, letter.entry_id) not in self._replayed:
                     kept.write(line)
             kept.flush()
             os.fsync(kept.fileno())

@@ -39,6 +39,11 @@ class Enqueuer:
         self._counted_ms = 0
         self._replicas = 0  # that had the last write, where the durability waits for them
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the server is known to be away."""
+        return self._link.away is not None
+
     def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
         """Commit the postbacks of one request; the depth of ready behind it.
 

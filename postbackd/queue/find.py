@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from postbackd.codec import CodecError, Item, accept_ms, decode_item
+from postbackd.errors import QueueUnavailableError
 from postbackd.queue.dead_letters import DeadLetter, letter_of_entry
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
+from postbackd.queue.wire import Wire
 
 PAGE = 2000
 CALL_TIMEOUT_S = 30.0
@@ -29,21 +31,59 @@ class Found(NamedTuple):
 
 
 class Finder:
-    """Looks for one postback in one queue; every method raises QueueUnavailableError."""
+    """Looks for one postback in all shards of a queue. One that is away is passed over, and said if need be."""
 
-    def __init__(self, url: str, prefix: str) -> None:
-        self._wire = route_to(url).open(0, CALL_TIMEOUT_S)
-        self._keys = Keys(prefix)
+    def __init__(self, url: str, prefix: str, shards: int = 1) -> None:
+        """Connect; raises QueueUnavailableError when no shard can be looked through."""
+        self._shards: list[_ShardFinder] = []
+        self._away: QueueUnavailableError | None = None
+        for shard in range(shards):
+            try:
+                self._shards.append(_ShardFinder(route_to(url).open(shard, CALL_TIMEOUT_S), Keys(prefix, shard)))
+            except QueueUnavailableError as error:
+                self._away = error
+        if self._away is not None and not self._shards:
+            raise self._away
 
     def close(self) -> None:
-        self._wire.close()
+        for shard in self._shards:
+            shard.wire.close()
 
     def waiting(self) -> int:
-        """How many items there are to look through."""
-        return int(self._wire.call("LLEN", self._keys.ready)) + int(self._wire.call("ZCARD", self._keys.later))
+        """How many items there are to look through; raises QueueUnavailableError."""
+        return sum(shard.waiting() for shard in self._shards)
 
     def find(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
-        """The postback, or None. Looked for twice, since it may move from a place not read yet to one read before."""
+        """The postback, or None; raises QueueUnavailableError when it may be where nobody could look."""
+        for shard in self._shards:
+            found = shard.find(postback_id, advance)
+            if found is not None:
+                return found
+        if self._away is not None:
+            raise self._away
+        return None
+
+    def record(self, endpoint_id: bytes) -> bytes | None:
+        """The stored record of an endpoint; raises QueueUnavailableError."""
+        for shard in self._shards:
+            reply: bytes | None = shard.wire.call("GET", shard.keys.endpoint(endpoint_id))
+            if reply is not None:
+                return reply
+        return None
+
+
+class _ShardFinder:
+    """Looks through one shard; every method raises QueueUnavailableError."""
+
+    def __init__(self, wire: Wire, keys: Keys) -> None:
+        self.wire = wire
+        self.keys = keys
+
+    def waiting(self) -> int:
+        return int(self.wire.call("LLEN", self.keys.ready)) + int(self.wire.call("ZCARD", self.keys.later))
+
+    def find(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
+        """Looked for twice, since it may move from a place not read yet to one read before."""
         for _ in range(2):
             for place in (self._dead, self._leased, self._later, self._ready):
                 found = place(postback_id, advance)
@@ -51,24 +91,19 @@ class Finder:
                     return found
         return None
 
-    def record(self, endpoint_id: bytes) -> bytes | None:
-        """The stored record of an endpoint."""
-        reply: bytes | None = self._wire.call("GET", self._keys.endpoint(endpoint_id))
-        return reply
-
     def _dead(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
         start = b"%d" % accept_ms(postback_id)  # it cannot have died before it was accepted
-        while entries := self._wire.call("XRANGE", self._keys.dead, start, "+", "COUNT", PAGE):
+        while entries := self.wire.call("XRANGE", self.keys.dead, start, "+", "COUNT", PAGE):
             for entry_id, fields in entries:
-                letter = letter_of_entry(entry_id, fields)
+                letter = letter_of_entry(entry_id, fields, self.keys.shard)
                 if letter.item is not None and letter.item.postback_id == postback_id:
                     return Found("dead", letter.item, letter=letter)
             start = b"(" + entries[-1][0]
         return None
 
     def _leased(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
-        for worker in self._wire.call("ZRANGE", self._keys.workers, 0, -1):
-            for item in self._wire.call("HVALS", self._keys.lease(worker.decode())):
+        for worker in self.wire.call("ZRANGE", self.keys.workers, 0, -1):
+            for item in self.wire.call("HVALS", self.keys.lease(worker.decode())):
                 if (decoded := _match(item, postback_id)) is not None:
                     return Found("leased", decoded, worker=worker.decode())
         return None
@@ -76,7 +111,7 @@ class Finder:
     def _later(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
         cursor = b"0"
         while True:
-            cursor, pairs = self._wire.call("ZSCAN", self._keys.later, cursor, "COUNT", PAGE)
+            cursor, pairs = self.wire.call("ZSCAN", self.keys.later, cursor, "COUNT", PAGE)
             for item, due_ms in zip(pairs[::2], pairs[1::2], strict=True):
                 if (decoded := _match(item, postback_id)) is not None:
                     return Found("later", decoded, due_ms=int(float(due_ms)))
@@ -85,7 +120,7 @@ class Finder:
                 return None
 
     def _ready(self, postback_id: int, advance: Callable[[int], None]) -> Found | None:
-        for key in (self._keys.wake, self._keys.ready):
+        for key in (self.keys.wake, self.keys.ready):
             for page in self._pages(key):
                 for item in page:
                     if (decoded := _match(item, postback_id)) is not None:
@@ -96,7 +131,7 @@ class Finder:
     def _pages(self, key: bytes) -> Iterator[list[bytes]]:
         """From the right end, since items leave on the left: none that stays is skipped."""
         last = -1
-        while page := self._wire.call("LRANGE", key, last - PAGE + 1, last):
+        while page := self.wire.call("LRANGE", key, last - PAGE + 1, last):
             yield page
             if len(page) < PAGE:
                 return

@@ -143,6 +143,12 @@ class LeaseClient:
         return self._held
 
     @property
+    def open_items(self) -> int:
+        """Items without an outcome, those that a claim under way may bring included."""
+        asked = 0 if self._replies is None else self._wanted
+        return self._held + asked - len(self._outcomes) - len(self._sent)
+
+    @property
     def busy(self) -> bool:
         """Whether an exchange is under way."""
         return self._replies is not None

@@ -31,32 +31,32 @@ class Spool:
         self._max_bytes = max_bytes
         self._segment_bytes = min(SEGMENT_BYTES, max(max_bytes // 8, 1))
         self._lock = threading.Lock()
-        self._active: SpoolFile | None = None
-        self._files: list[SpoolFile] = []  # oldest first, the active one last
+        self._active: dict[int, SpoolFile] = {}  # by shard
+        self._files: list[SpoolFile] = []  # oldest first
         self._counted_ms = -RECOUNT_MS
         self._total_bytes = 0
         self._failure = ""
         self._refuse_until_ms = 0
         self.on_append: Callable[[], None] = lambda: None
 
-    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> None:
+    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes], shard: int = 0) -> None:
         """Keep one request on the disk; it may be acknowledged when this returns. Raises SpoolError."""
         self.refuse_full()
         with self._lock:
             try:
-                file = self._file()
-                self._total_bytes += file.append(0, endpoint_id, record, elements)
+                file = self._file(shard)
+                self._total_bytes += file.append(endpoint_id, record, elements)
             except OSError as error:
-                self._give_up_active()
+                self._give_up_active(shard)
                 self._failure = self._reason(error)
                 self._refuse_until_ms = monotonic_ms() + REFUSE_MS
                 raise SpoolError(self._failure) from None
         self.on_append()
 
-    def _give_up_active(self) -> None:
+    def _give_up_active(self, shard: int) -> None:
         """Whatever failed: this file is not written to again. One without any request goes at once, or a disk that
         stays full would cost a file and a descriptor a try."""
-        file, self._active = self._active, None
+        file = self._active.pop(shard, None)
         if file is not None and file.count == 0:
             self._files.remove(file)
             file.remove()
@@ -66,16 +66,17 @@ class Spool:
             return f"the disk under {self.folder} is full: make room there."
         return f"{self.folder} cannot be written: {error.strerror}; look at that disk."
 
-    def _file(self) -> SpoolFile:
-        """The file to append to: the active one while it is short, or a new one."""
-        if self._active is not None and not self._active.sealed and self._active.bytes < self._segment_bytes:
-            return self._active
-        if self._active is not None:
-            self._active.sealed = True
+    def _file(self, shard: int) -> SpoolFile:
+        """The file to append to: the shard's active one while it is short, or a new one."""
+        active = self._active.get(shard)
+        if active is not None and not active.sealed and active.bytes < self._segment_bytes:
+            return active
+        if active is not None:
+            active.sealed = True
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._active = SpoolFile.create(self.folder, f"{self._place}.{secrets.token_hex(8)}")
-        self._files.append(self._active)
-        return self._active
+        made = self._active[shard] = SpoolFile.create(self.folder, f"{self._place}.{secrets.token_hex(8)}", shard)
+        self._files.append(made)
+        return made
 
     def refuse_full(self) -> None:
         """Raise SpoolError when nothing more may be spooled."""
@@ -115,8 +116,8 @@ class Spool:
             if file not in self._files:
                 return False
             self._files.remove(file)
-            if self._active is file:
-                self._active = None
+            if self._active.get(file.shard) is file:
+                del self._active[file.shard]
             return True
 
     def take_over(self) -> list[SpoolFile]:

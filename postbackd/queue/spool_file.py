@@ -7,6 +7,7 @@
 
 Numbers count from 1. A record is written and fsynced as a whole before the next one begins, so only the last can be
 torn, and a torn one was never acknowledged. The endpoint record stands in the first request of the file that uses it.
+All requests of a file are of one shard, since `spooled:<stream>`, which counts them in Redis, belongs to a shard.
 """
 
 import contextlib
@@ -42,8 +43,9 @@ class SpooledRequest(NamedTuple):
 class SpoolFile:
     """An open, locked file of the spool. `bytes` and `count` tell what in it is whole and fsynced."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, shard: int = 0) -> None:
         self.path = path
+        self.shard = shard
         self.stream = path.name.removesuffix(SUFFIX)
         self._descriptor = descriptor
         self.bytes = 0
@@ -52,8 +54,8 @@ class SpoolFile:
         self._written: set[bytes] = set()
 
     @classmethod
-    def create(cls, folder: Path, stream: str) -> "SpoolFile":
-        """A new file, its directory entry fsynced; raises OSError."""
+    def create(cls, folder: Path, stream: str, shard: int = 0) -> "SpoolFile":
+        """A new file for the requests of a shard, its directory entry fsynced; raises OSError."""
         path = folder / (stream + SUFFIX)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -63,7 +65,7 @@ class SpoolFile:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        return cls(path, descriptor)
+        return cls(path, descriptor, shard)
 
     @classmethod
     def take(cls, path: Path) -> "SpoolFile | None":
@@ -93,10 +95,10 @@ class SpoolFile:
             return None
         return file
 
-    def append(self, shard: int, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
+    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
         """Write one request and fsync it; the bytes it took. Raises OSError, and then the file must be sealed."""
         wanted = None if endpoint_id in self._written else record
-        payload = _encode((self.count + 1, shard, endpoint_id, wanted, elements))
+        payload = _encode((self.count + 1, self.shard, endpoint_id, wanted, elements))
         data = HEADER.pack(len(payload), zlib.crc32(payload)) + payload
         try:
             if os.write(self._descriptor, data) != len(data):
@@ -133,6 +135,9 @@ class SpoolFile:
         offset = 0
         while offset < end:
             payload = self.payload_at(offset, end)
+            if payload is not None and offset == 0:
+                with contextlib.suppress(msgspec.DecodeError):
+                    self.shard = _decode(payload)[1]
             if payload is None and not self._goes_on_behind(offset, end):
                 self._cut(offset, end)
                 break

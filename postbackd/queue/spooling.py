@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The queue as ingest sees it: Redis, or the spool while Redis is away (QUEUE.md, "enqueue", "spool")."""
 
-from postbackd.errors import QueueUnavailableError, QueueUnsureError, SpoolError
+import random
+from collections.abc import Sequence
+
+from postbackd.errors import QueueFullError, QueueUnavailableError, QueueUnsureError, SpoolError
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.spool import Spool
 from postbackd.scoreboard import Cell
@@ -10,8 +13,9 @@ from postbackd.scoreboard import Cell
 class SpoolingQueue:
     """Commits a request to Redis or, where that cannot be had, to the local disk."""
 
-    def __init__(self, enqueuer: Enqueuer, spool: Spool, cells: "memoryview[int]") -> None:
+    def __init__(self, enqueuer: Enqueuer, spool: Spool, cells: "memoryview[int]", shard: int = 0) -> None:
         self._enqueuer = enqueuer
+        self._shard = shard
         self._spool = spool
         self._cells = cells
 
@@ -25,13 +29,13 @@ class SpoolingQueue:
             self._enqueuer.enqueue(endpoint_id, record, elements)
         except QueueUnsureError as error:
             try:
-                self._spool.append(endpoint_id, record, elements)
+                self._spool.append(endpoint_id, record, elements, self._shard)
             except SpoolError as failure:
                 raise QueueUnsureError(f"{error} It could not be spooled either: {failure}") from None
             self._cells[Cell.UNSURE] += 1
             self._cells[Cell.SPOOLED] += len(elements)
         except QueueUnavailableError:
-            self._spool.append(endpoint_id, record, elements)
+            self._spool.append(endpoint_id, record, elements, self._shard)
             self._cells[Cell.SPOOLED] += len(elements)
 
     def enqueue_once(
@@ -40,9 +44,57 @@ class SpoolingQueue:
         """As `Enqueuer.enqueue_once`: never the spool, or two processes would promise different ids for one key."""
         return self._enqueuer.enqueue_once(key, body_hash, ids, endpoint_id, record, elements)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is known to be away: a request would be spooled."""
+        return self._enqueuer.is_away
+
     def ping(self) -> None:
         """Return when a request could be acknowledged now; raises QueueFullError or SpoolError."""
         try:
             self._enqueuer.ping()
         except QueueUnavailableError:
             self._spool.refuse_full()
+
+
+class ShardedQueue:
+    """Several shards, each as a SpoolingQueue: a request goes to one of them, whole.
+
+    The next in turn among those that are not away and have room; all away: the next in turn spools it. One with an
+    Idempotency-Key goes where its key says, whatever is away: another shard does not know the key.
+    """
+
+    def __init__(self, shards: Sequence[SpoolingQueue]) -> None:
+        self._shards = list(shards)
+        self._turn = random.randrange(len(shards))
+
+    def enqueue(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> None:
+        """Commit one request's postbacks to one shard; raises as `SpoolingQueue.enqueue`."""
+        shards = self._shards
+        first = self._turn = (self._turn + 1) % len(shards)
+        full: QueueFullError | None = None
+        for shard in shards[first:] + shards[:first]:
+            if not shard.is_away:
+                try:
+                    return shard.enqueue(endpoint_id, record, elements)
+                except QueueFullError as error:  # for certain not enqueued there
+                    full = error
+        if full is not None:
+            raise full
+        return shards[first].enqueue(endpoint_id, record, elements)
+
+    def enqueue_once(
+        self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
+    ) -> bytes:
+        """As `SpoolingQueue.enqueue_once`, at the shard that the key belongs to."""
+        shard = self._shards[int.from_bytes(key[:8], "big") % len(self._shards)]
+        return shard.enqueue_once(key, body_hash, ids, endpoint_id, record, elements)
+
+    def ping(self) -> None:
+        """Return when a request could be acknowledged by one of them; raises what the last one says."""
+        for number, shard in enumerate(self._shards, 1):
+            try:
+                return shard.ping()
+            except (QueueFullError, SpoolError):
+                if number == len(self._shards):
+                    raise

@@ -63,7 +63,8 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
 
 def _look_in_queue(settings: Settings, postback_id: int, story: Story) -> None:
     try:
-        finder = Finder(running_url(settings.queue, settings.data_dir), settings.queue.prefix)
+        queue = settings.queue
+        finder = Finder(running_url(queue, settings.data_dir), queue.prefix, queue.shards)
     except PostbackdError as error:  # the log and the disk can still tell
         story["queue_error"] = str(error)
         return

@@ -277,11 +277,11 @@ def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_pa
         for number in range(40):  # 4 in flight, the rest in the lane
             bench.enqueue(endpoint, {}, number)
         bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
-        bench.worker._lease.wait()
-        assert bench.worker._lease.reclaim(WORKER, "death") == 40
+        bench.worker._shards[0].lease.wait()
+        assert bench.worker._shards[0].lease.reclaim(WORKER, "death") == 40
         with pytest.raises(LeaseLostError):
             bench.run_until(lambda: False, "the lease is lost")
-        bench.worker.drain(monotonic_ms() + 30_000, lambda: None, gives_back=False)
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
         assert len(slow.received()) == 4
     assert len(bench.log()) == 4, "what was under way has ended and is logged"
     assert bench.server.llen(KEYS.ready) == 40, "and all of it is given out again"
@@ -336,7 +336,10 @@ def test_failing_host_is_left_alone_and_costs_no_attempts(
     for number in range(100):
         bench.enqueue(dead, {}, number)
     bench.run_until(lambda: "breaker_opened" in capsys.readouterr().err, "the breaker opens")
-    bench.run_until(lambda: not bench.worker._lease.unsettled, "all of it is settled and logged")
+    bench.run_until(lambda: not bench.worker._shards[0].lease.unsettled, "all of it is settled and logged")
+    leases = [shard.lease for shard in bench.worker._shards]
+    is_quiet = lambda: bench.context.cells[Cell.IN_FLIGHT] == 0 and not any(lease.unsettled for lease in leases)  # noqa: E731
+    bench.run_until(is_quiet, "what was under way is logged and settled")
     tried = len(bench.log())
     for number in range(200, 230):
         bench.enqueue(dead, {}, number)
@@ -388,7 +391,9 @@ def test_parked_postbacks_are_called_back_when_their_host_is(bench: Bench, tmp_p
     endpoint = bench.endpoint(f"http://127.0.0.1:{port}/")
     for number in range(300):
         bench.enqueue(endpoint, {}, number)
-    bench.run_until(lambda: bench.server.zcard(KEYS.later) == 300 and not bench.worker._lease.unsettled, "all wait")
+    bench.run_until(
+        lambda: bench.server.zcard(KEYS.later) == 300 and not bench.worker._shards[0].lease.unsettled, "all wait"
+    )
     tried = len(bench.log())
     assert tried < 50
     lane = bench.worker._lanes.get(f"127.0.0.1:{port}")

@@ -10,13 +10,14 @@ import redis
 
 from postbackd.clock import Clock
 from postbackd.errors import QueueFullError, SpoolError
+from postbackd.queue import shard_replay
 from postbackd.queue import spool as spool_module
-from postbackd.queue import spool_replay
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
 from postbackd.queue.scripts import REPLAY_SPOOL
+from postbackd.queue.shard_replay import ShardReplay
 from postbackd.queue.spool import Spool
 from postbackd.queue.spool_file import SpoolFile, SpoolReader
 from postbackd.queue.spool_replay import SpoolReplay
@@ -233,7 +234,8 @@ class Process:
         self.spool = spool_in(folder)
         self.numbers = WorkerNumber(folder, KEYS, clock)
         self.numbers.renew(self.link)
-        self.replay = SpoolReplay(self.spool, self.link, self.main_link, KEYS, durability, self.numbers, self.cells)
+        shard = ShardReplay(self.spool, self.link, self.main_link, KEYS, durability, self.cells)
+        self.replay = SpoolReplay(self.spool, [shard], self.numbers)
         self.queue = SpoolingQueue(Enqueuer(self.main_link, KEYS, 1000, durability), self.spool, self.cells)
 
     def turns_until_empty(self) -> None:
@@ -242,7 +244,7 @@ class Process:
 
 @pytest.fixture(autouse=True)
 def confirm_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_replay, "CONFIRM_AFTER_MS", 0)
+    monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 0)
 
 
 def test_script_takes_each_number_once_and_none_before_its_turn(server: redis.Redis, url: str) -> None:
@@ -315,7 +317,7 @@ def test_half_replayed_file_goes_on_where_it_was(server: redis.Redis, url: str, 
 
 def test_server_that_lost_its_last_writes_gets_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is kept until the server's append-only file has it: here it is rolled back before that."""
-    monkeypatch.setattr(spool_replay, "CONFIRM_AFTER_MS", 3_600_000)
+    monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 3_600_000)
     with running_server("--appendonly", "yes") as (server, url):
         gone = spool_in(tmp_path)
         for number in range(100):
@@ -325,7 +327,7 @@ def test_server_that_lost_its_last_writes_gets_them_again(tmp_path: Path, monkey
         assert process.replay.turn(), "not durable yet"
         assert server.llen(KEYS.ready) == 100
         server.flushall()
-        monkeypatch.setattr(spool_replay, "CONFIRM_AFTER_MS", 0)
+        monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 0)
         process.turns_until_empty()
         assert server.lrange(KEYS.ready, 0, -1) == [b"%d" % number for number in range(100)]
         assert server.get(KEYS.endpoint(EID)) == b"record"

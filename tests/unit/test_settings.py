@@ -43,7 +43,7 @@ def test_later_source_wins(tmp_path: Path) -> None:
         ("queue.port=6379", ["queue.port", "6379"]),
         ("queue.url=http://a", ["queue.url", "redis://"]),
         ("queue.url=sentinel://a:1", ["queue.url", "/service"]),
-        ("queue.shards=2", ["queue.shards", "not supported yet"]),
+        ("queue.shards=0", ["queue.shards", "1"]),
         ("ingest.ack=group", ["ingest.ack", "not supported yet"]),
         ("retry.schedule=[]", ["retry.schedule"]),
         ('ingest.paths=["x"]', ["ingest.paths", "'x'"]),
