@@ -160,6 +160,8 @@ def compile_endpoint(
         spec = _decode_spec(text)
     except msgspec.ValidationError as error:
         raise _validation_error(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # what was only skipped so far
+        raise RequestError(400, "malformed_json", f"The endpoint is not JSON in UTF-8: {error}.", "endpoint") from None
     if spec.sign is not None and spec.sign not in signing_keys:
         _refuse("unknown_signing_key", "sign", f"There is no key {spec.sign[:80]!r} in security.signing_keys.")
     record = _record(spec, default, unmatched)

@@ -46,6 +46,7 @@ Environ = dict[str, Any]
 Answer = tuple[str, list[tuple[str, str]], bytes]
 
 ENDPOINT_CACHE_SIZE = 4096  # distinct endpoint texts a process keeps compiled; the oldest goes first
+ENDPOINT_CACHE_BYTES = 4_000_000  # of those texts; compiled they take about three times as much
 
 STATUS_LINES = {
     400: "400 Bad Request",
@@ -121,6 +122,7 @@ class IngestDoor:
         self._ids = ids
         self._cells = cells
         self._endpoints: dict[bytes, IngestEndpoint] = {}
+        self._endpoint_bytes = 0
 
     def answer(self, env: Environ) -> Answer:
         """Status, headers and body for one POST. The one place where a request's failures end."""
@@ -217,8 +219,14 @@ class IngestDoor:
                 schemes=self._schemes,
                 signing_keys=self._signing_keys,
             )
-            if len(self._endpoints) >= ENDPOINT_CACHE_SIZE:
-                del self._endpoints[next(iter(self._endpoints))]
+            self._endpoint_bytes += len(text)
+            while len(self._endpoints) >= ENDPOINT_CACHE_SIZE or self._endpoint_bytes > ENDPOINT_CACHE_BYTES:
+                if not self._endpoints:  # larger than the whole cache
+                    self._endpoint_bytes = 0
+                    return endpoint
+                oldest = next(iter(self._endpoints))
+                del self._endpoints[oldest]
+                self._endpoint_bytes -= len(oldest)
             self._endpoints[text] = endpoint
         return endpoint
 

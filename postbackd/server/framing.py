@@ -26,7 +26,7 @@ from typing import Any
 Environ = dict[str, Any]
 App = Callable[..., Iterable[bytes]]
 
-MAX_DROPPED = 256  # complete requests of parsers that failed, kept until they are cleared away
+MAX_DROPPED = 2_000  # complete requests of parsers that failed, kept until they are cleared away
 OTHER_ENDS = 16
 # Where Request.client_fd is in bjoern 3.2.2 (64 bits); Request.client_addr, which is also REMOTE_ADDR, is behind it.
 CLIENT_FD_OFFSET = 104

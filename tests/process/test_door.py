@@ -3,124 +3,31 @@
 
 import contextlib
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 
-from postbackd.server.listener import bind
 from tests.support.daemon import wait_until
+from tests.support.door_server import BOUND_S, DoorServer, get, read_all, request
 
-BOUND_S = 60
-REPOSITORY = Path(__file__).parents[2]
-
-# Answers with the request as it understood it; every request it has run is a line of `handled`.
-CHILD = """
-import os, socket, sys
-from postbackd.server import guard, listener
-from postbackd.server.watch import NO_LIMITS
-
-fd, handled_path, limits = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
-handled = os.open(handled_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-counts = {"refused": 0, "cut": 0}
-
-def app(environ, start_response):
-    body = environ["wsgi.input"].read()
-    os.write(handled, (environ["REQUEST_METHOD"] + " " + environ["PATH_INFO"] + "\\n").encode())
-    answer = repr(counts).encode() if environ["PATH_INFO"] == "/counts" else body
-    if environ["PATH_INFO"] == "/big":
-        answer = b"x" * 8_000_000
-    start_response("200 OK", [("Content-Length", str(len(answer)))])
-    return [answer]
-
-def count(what):
-    counts[what] += 1
-
-guard.PASS_EVERY_S = 0.05
-listener.serve(socket.socket(fileno=fd), app, lambda: None, 5.0, beat=lambda: None, progress=lambda: 0,
-               limits=NO_LIMITS._replace(**limits), on_refused=lambda: count("refused"), on_cut=lambda: count("cut"))
-"""
-
-
-class Server:
-    """One process that serves, with limits of the test's choice."""
-
-    def __init__(self, folder: Path, limits: dict[str, int]) -> None:
-        self.handled_path = folder / "handled"
-        self.errors = folder / "errors"
-        with closing(bind("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-            fd = listener.fileno()
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(fd), str(self.handled_path), repr(limits)],
-                pass_fds=[fd],
-                cwd=REPOSITORY,
-                stderr=self.errors.open("wb"),
-            )
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), BOUND_S)
-
-    def send(self, *pieces: bytes) -> bytes:
-        """All that comes back, until the server closes or has answered and is silent for a moment."""
-        with self.connect() as client:
-            for number, piece in enumerate(pieces):
-                if number:
-                    time.sleep(0.05)  # so that it is a read of its own; a slower machine only makes it an easier test
-                with contextlib.suppress(OSError):
-                    client.sendall(piece)
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_WR)
-            return read_all(client)
-
-    def handled(self) -> list[str]:
-        return self.handled_path.read_text().splitlines() if self.handled_path.exists() else []
-
-    def rss_bytes(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
-
-    def lives(self) -> bool:
-        return self.process.poll() is None and self.send(request(b"still there")).endswith(b"still there")
-
-
-def read_all(client: socket.socket) -> bytes:
-    answer = b""
-    with contextlib.suppress(OSError):  # reset: what came before it counts
-        while piece := client.recv(65536):
-            answer += piece
-    return answer
-
-
-def request(body: bytes = b"hello", headers: bytes = b"", path: bytes = b"/echo") -> bytes:
-    return b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (path, headers, len(body), body)
-
-
-def get(path: bytes = b"/first") -> bytes:
-    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path
-
-
-Start = Callable[..., Server]
+Start = Callable[..., DoorServer]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    servers: list[Server] = []
+    servers: list[DoorServer] = []
 
-    def start(**limits: int) -> Server:
-        servers.append(Server(tmp_path, limits))
+    def start(**limits: int) -> DoorServer:
+        servers.append(DoorServer(tmp_path, limits))
         wait_until(servers[-1].lives, "it serves")
         return servers[-1]
 
     yield start
     for server in servers:
-        server.process.kill()
-        server.process.wait()
+        server.destroy()
 
 
 # What is a request
@@ -157,16 +64,15 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("door"), {})
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoorServer]:
+    server = DoorServer(tmp_path_factory.mktemp("door"), {})
     wait_until(server.lives, "it serves")
     yield server
-    server.process.kill()
-    server.process.wait()
+    server.destroy()
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_one_request_is_refused_and_its_connection_closed(shared: Server, name: str) -> None:
+def test_what_is_not_one_request_is_refused_and_its_connection_closed(shared: DoorServer, name: str) -> None:
     sent, code = REFUSED[name]
     before = shared.handled()
     answer = shared.send(sent)
@@ -192,21 +98,21 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_one_request_is_taken(shared: Server, name: str) -> None:
+def test_one_request_is_taken(shared: DoorServer, name: str) -> None:
     sent, expected = TAKEN[name]
     answer = shared.send(sent)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n"), answer
     assert answer.endswith(b"\r\n\r\n" + expected)
 
 
-def test_requests_behind_each_other_are_answered_in_order(shared: Server) -> None:
+def test_requests_behind_each_other_are_answered_in_order(shared: DoorServer) -> None:
     with shared.connect() as client:
         for number in range(50):
             client.sendall(request(b"%d" % number))
             assert client.recv(1000).endswith(b"\r\n\r\n%d" % number)
 
 
-def test_body_in_pieces_with_a_request_behind_it_is_refused(shared: Server) -> None:
+def test_body_in_pieces_with_a_request_behind_it_is_refused(shared: DoorServer) -> None:
     whole = request(b"0123456789" * 100)
     before = shared.handled()
     answer = shared.send(whole[:500], whole[500:800], whole[800:] + get(b"/second"))
@@ -227,7 +133,7 @@ DEADLY = [
 
 
 @pytest.mark.parametrize("number", range(len(DEADLY)))
-def test_process_survives_what_kills_bjoern(shared: Server, number: int) -> None:
+def test_process_survives_what_kills_bjoern(shared: DoorServer, number: int) -> None:
     shared.send(*DEADLY[number])
     assert shared.lives()
 
@@ -249,7 +155,7 @@ def test_dropped_requests_leave_no_memory_behind(start: Start) -> None:
 # What is cut
 
 
-def refused_and_cut(server: Server) -> dict[str, int]:
+def refused_and_cut(server: DoorServer) -> dict[str, int]:
     return eval(server.send(get(b"/counts")).rpartition(b"\r\n\r\n")[2])
 
 
