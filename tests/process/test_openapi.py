@@ -34,7 +34,7 @@ TAKEN: list[Any] = [
             {"method": "PUT", "body": "form"},
             {"method": "PATCH", "body": {"template": "{key}", "content_type": "text/plain"}},
             {"method": "DELETE", "body": "none"},
-            {"headers": {"X-Key": "{key}"}, "default": "-", "unmatched": "drop_param"},
+            {"headers": {"X-Key": "{key}"}, "default": "-", "unmatched": "keep"},
             {"retry": {"max_attempts": 2, "schedule": [0.5, 60]}, "timeout": 0.1},
             {"success": {"status": ["2xx", 302], "body_contains": "OK"}},
             {"sign": "partner"},
