@@ -27,7 +27,7 @@ from postbackd.outgoing import (
 from postbackd.statuses import parse_statuses
 from postbackd.template import CompiledEndpoint, optional_fields, placeholders, render_form
 from postbackd.template_syntax import TemplateError
-from postbackd.url import UrlError
+from postbackd.url import UrlError, parse_authority
 
 METHODS_WITH_JSON = frozenset({"POST", "PUT", "PATCH"})
 METHODS_WITHOUT_BODY = frozenset({"GET", "HEAD"})
@@ -113,11 +113,10 @@ class IngestEndpoint:
 
 
 def _host_of(url: str) -> str | None:
-    """The host of a checked URL template without its port; None where a placeholder stands in it."""
-    authority = url.partition("://")[2].partition("/")[0].partition("?")[0]
-    if "{" in authority:
-        return None
-    return authority.rpartition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
+    """The host of a checked URL template as it is connected to, without its port; None where a placeholder is in it."""
+    scheme, _, rest = url.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0]
+    return None if "{" in authority else parse_authority(authority, scheme.lower()).host
 
 
 def _look_up(item: dict[str, Any], name: str) -> object:

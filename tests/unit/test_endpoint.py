@@ -111,6 +111,21 @@ def test_userinfo_is_refused_beside_a_placeholder_in_the_host_too() -> None:
         assert (caught.value.code, caught.value.path) == ("invalid_url", "endpoint.url")
 
 
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("HTTP://API.Example.:8080/x", "api.example"),
+        ("http://bücher.example?x", "xn--bcher-kva.example"),
+        ("http://[::0:1]:80/", "[::1]"),
+        ("http://h/{k}", "h"),
+        ("http://{h}.example/", None),
+    ],
+)
+def test_host_is_the_one_that_is_connected_to(url: str, host: str | None) -> None:
+    """A sender that may send to certain hosts only is held to it, however the host is written."""
+    assert make({"method": "GET", "url": url}, allow_host=True).host == host
+
+
 def test_scheme_can_be_forbidden() -> None:
     with pytest.raises(RequestError, match="schemes"):
         make(GET, schemes=["https"])
