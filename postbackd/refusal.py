@@ -21,6 +21,9 @@ RETRY_AFTER_S = 5
 
 def refusal_of(error: Exception) -> RequestError:
     """The answer to a request that ended with this error."""
+    # Its traceback holds the frames that hold the error: a circle that kept each refused body, of 16 MiB perhaps, until
+    # the collector came by.
+    error.__traceback__ = None
     if isinstance(error, RequestError):
         return error
     if isinstance(error, QueueUnsureError):

@@ -7,7 +7,7 @@ in the middle of a request. So between bjoern and the app stands `Framing`: the 
 (it looks up `io.BytesIO` for each), they tell which requests are complete, they store no more than the limit, and
 what is not exactly one whole request with one length is answered with 400 and its connection closed.
 
-A request costs three short Python calls here, 0.5 µs. It knows no application, no setting and no time.
+A request costs four short Python calls here, 1.8 µs together. It knows no application, no setting and no time.
 """
 
 import contextlib
