@@ -40,6 +40,7 @@ from postbackd.scoreboard import Cell
 from postbackd.senders import ANYBODY, Sender, Senders
 from postbackd.settings import Ingest as IngestSettings
 from postbackd.settings import Template as TemplateSettings
+from postbackd.tally import CodeCounter
 from postbackd.timing import read_timing
 
 Environ = dict[str, Any]
@@ -335,14 +336,21 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
         self._door = door
         self._cells = cells
         self._paths = frozenset(paths)
+        self._count = CodeCounter(cells)
 
     def __call__(self, env: Environ, start_response: Any) -> Iterable[bytes]:
         self._cells[Cell.REQUESTS] += 1  # first: it is also the proof that the loop moves
         if env["PATH_INFO"] in self._paths and env["REQUEST_METHOD"] == "POST":
             status, headers, body = self._door.answer(env)
             start_response(status, headers)
+            self._count(status)
             return [body]  # bjoern takes a list of one without iterating over it
-        return super().__call__(env, start_response)
+
+        def respond(status: str, headers: Any, exc_info: Any = None, /) -> Any:
+            self._count(status)
+            return start_response(status, headers)
+
+        return super().__call__(env, respond)
 
 
 def create_app(

@@ -6,6 +6,8 @@ one writer, the process that runs in the slot; anyone may read. An aligned store
 instruction on the machines we run on, so there is no lock. Counters belong to the slot and a successor goes
 on from them; gauges and the heartbeat are cleared by the supervisor before each fork, while nobody runs there.
 
+Behind the plain cells of a row stand the blocks of tally.py: attempts by class and method, histograms and the like.
+
 Behind the rows is a ring with the names of dead incarnations, written by the supervisor alone: live delivery
 workers read it and reclaim their leases (QUEUE.md "reclaim"). It does not talk to Redis and keeps nothing on disk.
 """
@@ -13,6 +15,8 @@ workers read it and reclaim their leases (QUEUE.md "reclaim"). It does not talk 
 import mmap
 import time
 from enum import IntEnum
+
+from postbackd.tally import CELLS_PER_SLOT, PLAIN_CELLS
 
 CELL_BYTES = 8
 RING_ENTRIES = 64
@@ -61,7 +65,6 @@ class Phase(IntEnum):
 
 
 FIRST_GAUGE = Cell.IN_FLIGHT
-CELLS_PER_SLOT = 32  # four cache lines: neighbours do not slow each other down
 
 
 def monotonic_ms() -> int:
@@ -94,7 +97,7 @@ class Scoreboard:
     def clear_gauges(self, number: int) -> None:
         """Forget what the last incarnation was doing just then. Called by the supervisor before a fork."""
         row = self.row(number)
-        for cell in range(FIRST_GAUGE, CELLS_PER_SLOT):
+        for cell in range(FIRST_GAUGE, PLAIN_CELLS):
             row[cell] = 0
 
     def total(self, cell: Cell) -> int:

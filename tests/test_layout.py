@@ -37,6 +37,7 @@ PURE = [
     "tools.board",
     "tools.figures",
     "tools.plain_text",
+    "tally",
 ]
 IO_MODULES = {"socket", "redis", "pycurl", "bjoern", "subprocess", "select", "os", "threading", "time", "hiredis"}
 ONLY_IN = {

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from postbackd import __version__, oplog
+from postbackd.admin import hosts, totals
 from postbackd.admin.facts import DaemonFacts
 from postbackd.admin.failures import Failures
 from postbackd.admin.history import STEP_S, History, Point
 from postbackd.data_dir import ProcessRow, read_processes
 from postbackd.errors import QueueUnavailableError
+from postbackd.host_board import HostFigures
 from postbackd.limits import worker_count
 from postbackd.queue.figures import FigureReader, NodeSnapshot, QueueFigures
 from postbackd.queue.spool import spool_size
@@ -54,6 +56,7 @@ class Observer:
         self._failures = Failures(settings.log.path)
         self._failed = -1
         self._samples: deque[Sample] = deque(maxlen=NOW_S // STEP_S + 1)
+        self._hosts: deque[dict[str, HostFigures]] = deque(maxlen=NOW_S // STEP_S + 1)
         self._lost_seen = 0
         self._lost_s = -float(LOST_LINES_S)
         self._node_id = _node_id(node, settings.data_dir)
@@ -91,6 +94,7 @@ class Observer:
         sample = self._sample()
         before = self._samples[-1] if self._samples else sample
         self._samples.append(sample)
+        self._hosts.append({figures.host: figures for figures in self.facts.hosts.hosts()})
         self.spool = spool_size(Path(self.settings.data_dir) / "spool")
         failed = sample.sums[Cell.RETRIED] + sample.sums[Cell.DEAD]
         if failed != self._failed:
@@ -105,12 +109,15 @@ class Observer:
 
     def _point(self, before: Sample, sample: Sample) -> Point:
         queue = self.figures
+        took = totals.durations(_difference(before, sample))
         return Point(
             t=round(time.time(), 1),
             in_=_rate(before, sample, Cell.ACCEPTED),
             out=_rate(before, sample, Cell.DELIVERED),
             retried=_rate(before, sample, Cell.RETRIED),
             dead=_rate(before, sample, Cell.DEAD),
+            p50=took.quantile(0.5),
+            p99=took.quantile(0.99),
             ready=queue.ready,
             later=queue.later,
             dead_total=queue.dead,
@@ -164,10 +171,10 @@ class Observer:
             "queue": self._queue(),
             "spool": {"bytes": spool_bytes, "max_bytes": self.settings.spool.max_bytes, "files": spool_files},
             "log": {"path": self.settings.log.path, "lines_lost": self._scoreboard.total(Cell.LOG_LINES_LOST)},
-            "totals": self.totals(),
+            "totals": totals.totals(self._scoreboard.sums()),
             "now": self.now(),
             "workers": self.workers(),
-            "hosts": [],
+            "hosts": self.hosts(),
             "failures": self._failures.newest(),
             "cluster": self.cluster(),
         }
@@ -204,22 +211,14 @@ class Observer:
             reasons += [f"{role}: no worker runs" for role in ("ingest", "deliver") if role in self.facts.roles - alive]
         return reasons
 
-    def totals(self) -> dict[str, Any]:
-        """Counters since the daemon started."""
-        sums = self._scoreboard.sums()
-        names = ("requests", "accepted", "spooled", "replayed", "attempts", "delivered", "retried", "dead", "parked")
-        totals: dict[str, Any] = {name: sums[Cell[name.upper()]] for name in (*names, "reclaimed", "redis_errors")}
-        totals["requests_by_code"] = {}
-        totals["dead_by_reason"] = {}
-        totals["attempts_by_class"] = {}
-        return totals
-
     def now(self) -> dict[str, Any]:
         """Rates and percentiles over the last `NOW_S` seconds, gauges of this moment."""
         sample = self._sample()
         before = self._samples[0] if self._samples else sample
-        attempts = sample.sums[Cell.ATTEMPTS] - before.sums[Cell.ATTEMPTS]
-        delivered = sample.sums[Cell.DELIVERED] - before.sums[Cell.DELIVERED]
+        grown = _difference(before, sample)
+        took, lag = totals.durations(grown), totals.lags(grown)
+        attempts = grown[Cell.ATTEMPTS]
+        delivered = grown[Cell.DELIVERED]
         in_flight = sample.sums[Cell.IN_FLIGHT]
         return {
             "in_per_s": _rate(before, sample, Cell.ACCEPTED),
@@ -228,11 +227,18 @@ class Observer:
             "retried_per_s": _rate(before, sample, Cell.RETRIED),
             "dead_per_s": _rate(before, sample, Cell.DEAD),
             "success_ratio": round(delivered / attempts, 4) if attempts else None,
-            "latency_ms": {"p50": None, "p90": None, "p99": None},
-            "lag_ms": {"p50": None, "p99": None},
+            "latency_ms": {f"p{share}": took.quantile(share / 100) for share in (50, 90, 99)},
+            "lag_ms": {f"p{share}": lag.quantile(share / 100) for share in (50, 99)},
             "in_flight": in_flight,
             "saturation": round(in_flight / self._capacity(), 4),
         }
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """Hosts by recent traffic."""
+        if not self._samples or not self._hosts:
+            return []
+        passed_s = time.monotonic() - self._samples[0].at_s
+        return hosts.rows(self.facts.hosts.hosts(), self._hosts[0], passed_s, monotonic_ms())
 
     def _capacity(self) -> int:
         """Transfers that all delivery workers may have in flight."""
@@ -285,6 +291,10 @@ class Observer:
             seen_ms_ago = 0 if snapshot is own else max(own.seen_ms - snapshot.seen_ms, 0) + silent_ms
             rows.append({**row, "seen_ms_ago": seen_ms_ago})
         return sorted(rows, key=lambda row: str(row["node"]))
+
+
+def _difference(before: Sample, after: Sample) -> list[int]:
+    return [new - old for new, old in zip(after.sums, before.sums, strict=True)]
 
 
 def _rate(before: Sample, after: Sample, cell: Cell) -> float:

@@ -13,6 +13,7 @@ from postbackd.outgoing import OutgoingError, check_record, check_scheme
 from postbackd.settings import Settings
 from postbackd.signing import SigningKeys
 from postbackd.statuses import parse_statuses
+from postbackd.tally import method_index
 from postbackd.template import CompiledEndpoint, Rendered
 from postbackd.template_syntax import TemplateError
 from postbackd.url import UrlError
@@ -35,6 +36,7 @@ class Endpoint:
         "id_json",
         "is_at_address",
         "line_format",
+        "method_index",
         "method_json",
         "missing_key",
         "needed",
@@ -56,6 +58,7 @@ class Endpoint:
         self.id_json = b'"%b"' % endpoint_id.hex().encode()  # as the delivery log has it
         self.method_json = b"null"
         self.host_key = ""  # empty where the host is a placeholder
+        self.method_index = 0  # of the tally
         self.host_json = b""  # empty where the host is a placeholder
         try:
             decoded = decode_record(record)
@@ -74,6 +77,7 @@ class Endpoint:
         self.compiled = compiled
         self.method_json = msgspec.json.encode(compiled.record.method)
         self.host_key = compiled.host_key
+        self.method_index = method_index(compiled.record.method)
         if compiled.host_key:
             self.host_json = msgspec.json.encode(compiled.host_key)
             self.is_at_address = address_name(compiled.host_key) is None

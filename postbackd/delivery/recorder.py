@@ -19,6 +19,7 @@ from postbackd.delivery.outcome import Kind, RetryPolicy
 from postbackd.delivery.transfer import Result
 from postbackd.queue.lease_client import Dead, Later, Outcome
 from postbackd.scoreboard import Cell
+from postbackd.tally import METHOD_STEP, Tally, reason_cell
 from postbackd.template import Rendered
 
 RECALLABLE = 0.5  # added to a delay
@@ -72,7 +73,7 @@ class Recorder:
         self._cells = cells
         self._formatter = Formatter(place, body_bytes)
         self._chance = chance
-        self._delivered = 0  # not in the scoreboard yet
+        self._tally = Tally(cells, Cell.ATTEMPTS, Cell.DELIVERED)
         self._times = TimeText()
         self._later_times = TimeText()
 
@@ -83,8 +84,9 @@ class Recorder:
             return self._failed(delivery, result, now_ms)
         if endpoint.needed is not None and endpoint.needed not in result.body:
             return self._failed(delivery, _unexpected(result, endpoint.needed), now_ms)
-        self._delivered += 1
         item, rendered = delivery.item, delivery.rendered
+        lag_ms = -1 if item.attempts else _lag_ms(delivery)
+        self._tally.attempt(endpoint.method_index, result.total_ms, result.reused, lag_ms)
         assert rendered is not None
         line_format = endpoint.line_format or self._line_format(endpoint, rendered)
         time_text = self._times.format(delivery.started_ms)
@@ -95,10 +97,8 @@ class Recorder:
         return "delivered"
 
     def publish(self) -> None:
-        """Bring the scoreboard up to date: once a turn, since a cell costs 0.1 µs each time."""
-        self._cells[Cell.ATTEMPTS] += self._delivered
-        self._cells[Cell.DELIVERED] += self._delivered
-        self._delivered = 0
+        """Bring the scoreboard up to date."""
+        self._tally.publish()
 
     def _line_format(self, endpoint: Endpoint, rendered: Rendered) -> bytes:
         if not endpoint.host_json:
@@ -108,7 +108,6 @@ class Recorder:
         return made
 
     def _failed(self, delivery: Delivery, result: Result, now_ms: int) -> Kind:
-        self._cells[Cell.ATTEMPTS] += 1
         item, compiled = delivery.item, delivery.endpoint.compiled
         assert compiled is not None
         outcome = self._policy.decide(
@@ -126,6 +125,10 @@ class Recorder:
             next_at = b'"%b"' % self._later_times.format(now_ms + outcome.delay_ms)
         endpoint, rendered = delivery.endpoint, delivery.rendered
         assert rendered is not None
+        lag_ms = -1 if item.attempts else _lag_ms(delivery)
+        class_number = 0 if outcome.error is None else int(outcome.error)
+        total_ms = None if result.remote_ip is None else result.total_ms
+        self._tally.attempt(class_number * METHOD_STEP + endpoint.method_index, total_ms, result.reused, lag_ms)
         line = self._formatter.line(
             self._times.format(delivery.started_ms),
             item.postback_id,
@@ -209,6 +212,7 @@ class Recorder:
 
     def _dead(self, token: int, entry: bytes, reason: str, line: bytes, endpoint_id: bytes | None) -> None:
         self._cells[Cell.DEAD] += 1
+        self._cells[reason_cell(reason)] += 1
         self._lease.settle(Dead(token, entry, reason, shortened(line), endpoint_id))
 
 
@@ -243,6 +247,12 @@ def _unexpected(result: Result, needed: bytes) -> Result:
     where = f"what was read of the body ({len(result.body)} bytes)" if result.truncated else "the body"
     detail = f"{where} does not contain {needed.decode()[:80]!r}"
     return msgspec.structs.replace(result, error=ErrorClass.UNEXPECTED_BODY, error_detail=detail)
+
+
+def _lag_ms(delivery: Delivery) -> int:
+    """From when it was due to its first attempt, by two processes' clocks."""
+    lag_ms = delivery.started_ms - delivery.item.due_from_ms
+    return lag_ms if lag_ms > 0 else 0
 
 
 def _quoted(text: str) -> bytes:

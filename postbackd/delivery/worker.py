@@ -36,6 +36,7 @@ from postbackd.template_values import RenderError
 
 LONGEST_TURN_MS = 1000
 OVERFLOW_EVERY_MS = 100
+PUBLISH_EVERY_MS = 50  # of the tally, at the latest; it also goes out with each settle
 
 
 class DeliveryWorker:
@@ -71,6 +72,7 @@ class DeliveryWorker:
         self._in_flight_limit = settings.delivery.in_flight
         self._lanes: Lanes[Delivery] = Lanes(self._bounds, self._in_flight_limit)
         self._overflowed_ms = 0
+        self._published_ms = 0
         self._lease_lost_said = False
         transfers.watch(resolver_descriptor)
 
@@ -108,7 +110,8 @@ class DeliveryWorker:
                     self._lanes.done(host_key, now_ms, result.total_ms)
                 else:
                     self._attempt_failed(host_key, result, kind == "dead", now_ms)
-            self._recorder.publish()
+        if now_ms - self._published_ms >= PUBLISH_EVERY_MS:
+            self._publish(now_ms)
         for shard in self._shards:
             shard.pace.completed(len(results), now_ms)
         if self._resolver_descriptor in self._transfers.ready:
@@ -124,6 +127,10 @@ class DeliveryWorker:
         self._talk_to_queue(now_ms)
         self._cells[Cell.IN_FLIGHT] = self._transfers.in_flight
         self._cells[Cell.WAITING] = self._lanes.waiting
+
+    def _publish(self, now_ms: int) -> None:
+        self._published_ms = now_ms
+        self._recorder.publish()
 
     def _wait_ms(self, now_ms: int) -> int:
         """How long nothing needs to happen, should nothing come in."""
@@ -230,6 +237,7 @@ class DeliveryWorker:
             if not (shard.is_due(now_ms, open_items) or self._recalls_from(shard, now_ms)):
                 continue
             self._log.flush(now_ms)  # before the settle: what is settled has its line
+            self._publish(now_ms)
             self._cells[Cell.LOG_LINES_LOST] += self._log.take_lines_lost()
             shard.talk(now_ms, open_items)
         if self._log.waiting > BATCH:
@@ -268,6 +276,7 @@ class DeliveryWorker:
                     self._lease_lost_said = True
                     oplog.warning("lease_lost", detail=error)
         self._log.flush(monotonic_ms())
+        self._recorder.publish()
         for shard in self._shards:
             shard.give_back(time.sleep)
 

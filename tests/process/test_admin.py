@@ -54,6 +54,9 @@ def test_stats_tell_of_what_was_taken_and_delivered(daemon: Daemon) -> None:
     totals = stats["totals"]
     assert (totals["accepted"], totals["delivered"], totals["retried"], totals["dead"]) == (4, 3, 0, 1)
     assert (stats["state"], stats["ready"], stats["reasons"]) == ("running", True, [])
+    assert totals["requests_by_code"]["202"] == 2
+    assert totals["dead_by_reason"] == {"refused_status": 1}
+    assert totals["attempts_by_class"] == {"ok": 3, "http_4xx": 1}
     queue = stats["queue"]
     assert queue["reachable"] and queue["error"] is None
     assert (queue["ready"], queue["leased"], queue["later"], queue["dead"]) == (0, 0, 0, 1)
@@ -77,6 +80,15 @@ def test_stats_show_the_last_failure_with_its_answer(daemon: Daemon) -> None:
     wait_until(lambda: daemon.stats()["failures"], "the log is looked at")
     [failure] = daemon.stats()["failures"]
     assert (failure["outcome"], failure["reason"], failure["response_code"]) == ("dead", "refused_status", 410)
+
+
+def test_stats_show_hosts(daemon: Daemon) -> None:
+    wait_until(lambda: sum(row["attempts"] for row in daemon.stats()["hosts"]) == 4, "hosts are published")
+    rows = daemon.stats()["hosts"]
+    assert sorted((row["attempts"], row["delivered"], row["dead"], row["breaker"]) for row in rows) == [
+        (1, 0, 1, "closed"),
+        (3, 3, 0, "closed"),
+    ]
 
 
 def test_cluster_lists_this_daemon_once(daemon: Daemon) -> None:

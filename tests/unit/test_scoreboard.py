@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from postbackd.scoreboard import CELLS_PER_SLOT, FIRST_GAUGE, NAME_BYTES, RING_KEPT, Cell, Scoreboard
+from postbackd.scoreboard import FIRST_GAUGE, NAME_BYTES, RING_KEPT, Cell, Scoreboard
+from postbackd.tally import PLAIN_CELLS
 
 
 def in_child(action) -> None:
@@ -34,7 +35,7 @@ def test_cells_written_by_a_child_are_read_by_its_parent() -> None:
 
 def test_every_cell_has_its_own_place_in_the_row() -> None:
     assert [int(cell) for cell in Cell] == list(range(len(Cell)))
-    assert len(Cell) <= CELLS_PER_SLOT
+    assert len(Cell) <= PLAIN_CELLS
 
 
 def test_total_adds_up_one_cell_of_all_slots() -> None:
