@@ -15,7 +15,8 @@ run: setup ## run the daemon in the foreground with etc/dev.toml
 demo: setup ## send the sample request to a daemon and show what arrives
 	@.venv/bin/python -m postbackd.tools.demo
 
-test: setup ## run the whole suite
+test: setup ## run the whole suite (needs promtool)
+	@bash scripts/need.sh promtool:prometheus
 	@.venv/bin/python -m pytest -q -n $(PYTEST_WORKERS)
 
 lint: setup ## check style, format and types

@@ -14,4 +14,5 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
+export RUNLEVEL=1 # packages of daemons start them, but not in single-user mode: it is the programs that are wanted
 apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"

@@ -37,6 +37,9 @@ PURE = [
     "tools.board",
     "tools.figures",
     "tools.plain_text",
+    "admin.hosts",
+    "admin.host_series",
+    "admin.totals",
     "tally",
 ]
 IO_MODULES = {"socket", "redis", "pycurl", "bjoern", "subprocess", "select", "os", "threading", "time", "hiredis"}
@@ -46,6 +49,7 @@ ONLY_IN = {
     "pycurl": ["delivery.transfer", "delivery.curl_options"],
     "bjoern": ["server."],
     "falcon": ["ingest", "admin."],
+    "prometheus_client": ["admin."],
 }
 
 

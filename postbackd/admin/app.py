@@ -15,6 +15,7 @@ import msgspec
 
 from postbackd.admin.door import Door
 from postbackd.admin.history import RANGES_S
+from postbackd.admin.metrics import CONTENT_TYPE, Metrics
 from postbackd.admin.observer import Observer
 from postbackd.settings import Admin
 
@@ -74,6 +75,19 @@ class _History:
     on_head = on_get
 
 
+class _Metrics:
+    """GET /metrics: for Prometheus."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._metrics = Metrics(observer)
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        resp.content_type = CONTENT_TYPE
+        resp.data = self._metrics.text()
+
+    on_head = on_get
+
+
 class _File:
     """A file of the dashboard, read once."""
 
@@ -122,6 +136,7 @@ def create_app(observer: Observer, settings: Admin) -> AdminApp:
     app.add_route("/health", _Health())
     app.add_route("/ready", _Ready(observer))
     app.add_route("/stats", _Stats(observer))
+    app.add_route("/metrics", _Metrics(observer))
     app.add_route("/history", _History(observer))
     for path, file in files.items():
         app.add_route(path, _File(file))

@@ -17,6 +17,7 @@ from postbackd.admin import hosts, totals
 from postbackd.admin.facts import DaemonFacts
 from postbackd.admin.failures import Failures
 from postbackd.admin.history import STEP_S, History, Point
+from postbackd.admin.host_series import HostSeries
 from postbackd.data_dir import ProcessRow, read_processes
 from postbackd.errors import QueueUnavailableError
 from postbackd.host_board import HostFigures
@@ -48,6 +49,7 @@ class Observer:
         self.node = node
         self.figures = QueueFigures()
         self.history = History()
+        self.host_series = HostSeries()
         self.spool = (0, 0)
         self._scoreboard = scoreboard
         self._reader = reader
@@ -94,7 +96,9 @@ class Observer:
         sample = self._sample()
         before = self._samples[-1] if self._samples else sample
         self._samples.append(sample)
-        self._hosts.append({figures.host: figures for figures in self.facts.hosts.hosts()})
+        board = self.facts.hosts.hosts()
+        self._hosts.append({figures.host: figures for figures in board})
+        self.host_series.take(board)
         self.spool = spool_size(Path(self.settings.data_dir) / "spool")
         failed = sample.sums[Cell.RETRIED] + sample.sums[Cell.DEAD]
         if failed != self._failed:
@@ -171,7 +175,7 @@ class Observer:
             "queue": self._queue(),
             "spool": {"bytes": spool_bytes, "max_bytes": self.settings.spool.max_bytes, "files": spool_files},
             "log": {"path": self.settings.log.path, "lines_lost": self._scoreboard.total(Cell.LOG_LINES_LOST)},
-            "totals": totals.totals(self._scoreboard.sums()),
+            "totals": totals.totals(self.sums()),
             "now": self.now(),
             "workers": self.workers(),
             "hosts": self.hosts(),
@@ -185,6 +189,10 @@ class Observer:
             **{name: getattr(figures, name) for name in figures.__struct_fields__},
             "max_depth": self.settings.queue.max_depth,
         }
+
+    def sums(self) -> list[int]:
+        """Every counter of the daemon, as it is now."""
+        return self._scoreboard.sums()
 
     def reasons(self) -> list[str]:
         """Why the daemon is not ready; empty when it is."""
@@ -230,7 +238,7 @@ class Observer:
             "latency_ms": {f"p{share}": took.quantile(share / 100) for share in (50, 90, 99)},
             "lag_ms": {f"p{share}": lag.quantile(share / 100) for share in (50, 99)},
             "in_flight": in_flight,
-            "saturation": round(in_flight / self._capacity(), 4),
+            "saturation": round(in_flight / self.capacity(), 4),
         }
 
     def hosts(self) -> list[dict[str, Any]]:
@@ -240,7 +248,7 @@ class Observer:
         passed_s = time.monotonic() - self._samples[0].at_s
         return hosts.rows(self.facts.hosts.hosts(), self._hosts[0], passed_s, monotonic_ms())
 
-    def _capacity(self) -> int:
+    def capacity(self) -> int:
         """Transfers that all delivery workers may have in flight."""
         return worker_count(self.settings.delivery.workers, per_core=1) * self.settings.delivery.in_flight
 
@@ -275,6 +283,11 @@ class Observer:
             "in_flight": 0 if cells is None else cells[Cell.IN_FLIGHT],
             "waiting": 0 if cells is None else cells[Cell.WAITING],
         }
+
+    def restarts(self) -> dict[str, int]:
+        """How often workers were started again after their death, by role."""
+        rows = self.facts.rows.items()
+        return {role: sum(self._scoreboard.row(number)[Cell.RESTARTS] for number in numbers) for role, numbers in rows}
 
     def processes(self) -> list[ProcessRow]:
         """Every process of this daemon, as the supervisor wrote them down."""
