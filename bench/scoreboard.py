@@ -48,7 +48,7 @@ class _Uncounted:
         """Nothing."""
 
 
-def _recorder(counts: bool) -> Recorder:
+def make_recorder(counts: bool) -> Recorder:
     sink = cast(Any, _Sink())
     recorder = Recorder(sink, sink, RetryPolicy(Settings().retry), Scoreboard(1).row(0), "node.0", 4096)
     if not counts:
@@ -56,7 +56,7 @@ def _recorder(counts: bool) -> Recorder:
     return recorder
 
 
-def _deliveries() -> list[tuple[Delivery, Result]]:
+def make_deliveries() -> list[tuple[Delivery, Result]]:
     record = encode_record(EndpointRecord(method="GET", url="http://127.0.0.1:8888/?k={k}", fields=("k",)))
     endpoint = Endpoint(endpoint_id(record), record, Settings(), SigningKeys({}))
     assert endpoint.compiled is not None
@@ -88,12 +88,12 @@ def _ns_each(recorder: Recorder, deliveries: list[tuple[Delivery, Result]], coun
 @click.option("--json", "as_json", is_flag=True)
 def main(rounds: int, count: int, as_json: bool) -> None:
     """Measure what counting costs."""
-    deliveries = _deliveries()
+    deliveries = make_deliveries()
     found: dict[str, list[float]] = {"with": [], "without": [], "published after each": []}
     for _ in range(rounds):  # in turn, so that a noisy moment hits all of them
-        found["with"].append(_ns_each(_recorder(True), deliveries, count, False))
-        found["without"].append(_ns_each(_recorder(False), deliveries, count, False))
-        found["published after each"].append(_ns_each(_recorder(True), deliveries, count // 10, True))
+        found["with"].append(_ns_each(make_recorder(True), deliveries, count, False))
+        found["without"].append(_ns_each(make_recorder(False), deliveries, count, False))
+        found["published after each"].append(_ns_each(make_recorder(True), deliveries, count // 10, True))
     medians = {name: statistics.median(values) for name, values in found.items()}
     cost_ns = medians["with"] - medians["without"]
     rows = [

@@ -5,6 +5,7 @@ Everything that holds a connection, a thread or a file is made here, after the f
 """
 
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -57,12 +58,17 @@ from postbackd.server.listener import serve
 from postbackd.server.watch import Limits
 from postbackd.settings import Ingest, Settings
 from postbackd.signing import SigningKeys
+from postbackd.stack_sampler import StackSampler
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
 ADMIN_DRAIN_S = 2.0  # whoever looks on needs no more
 ADMIN_LIMITS = Limits(512, 0, idle_ms=60_000, request_ms=20_000, body_bytes=1 << 20, arriving_bytes=64 << 20)
 SHORT_QUEUE_WAIT_S = 1.0  # where we can do without it for a while
+
+
+def _sampler(context: SlotContext, settings: Settings, on_signal: Callable[[], None] = lambda: None) -> StackSampler:
+    return StackSampler(Path(settings.data_dir), context.role, context.index, os.getpid(), on_signal)
 
 
 def _redis_error_counter(context: SlotContext) -> "_Counter":
@@ -112,6 +118,7 @@ def _look_at_queue(
 def ingest_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str) -> int:
     """An ingest process: take requests until SIGTERM, then answer what was read."""
     data_dir = Path(settings.data_dir)
+    _sampler(context, settings).install()
     clock = Clock()
     durability = Durability(settings.queue)
     _look_at_queue(context, settings, url, durability.prove)
@@ -171,6 +178,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
 
 def admin_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str, facts: DaemonFacts) -> int:
     """The admin process: show the daemon until SIGTERM, and keep the dead letters within their cap."""
+    _sampler(context, settings).install()
     node = context.worker.split(".")[0]
     route_to(url).watch()
     reader = FigureReader(url, [Keys(settings.queue.prefix, shard) for shard in range(settings.queue.shards)])
@@ -230,6 +238,7 @@ class _Flags:
     def __init__(self) -> None:
         self.stop = False
         self.reopen = False
+        self.sampled = False  # the stack sampler's signal came: its byte is to be taken, nothing else
         self._out, self._in = socket.socketpair()
         self._out.setblocking(False)
         self._in.setblocking(False)
@@ -249,6 +258,9 @@ class _Flags:
     def handle_usr1(self) -> None:
         self.reopen = True
 
+    def handle_prof(self) -> None:
+        self.sampled = True
+
 
 class _Deaths:
     """The dead incarnations that the supervisor has noted since the last call."""
@@ -267,6 +279,7 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
 
     `keeps_dead`: there is no admin process, so one of us looks after the dead letters."""
     flags = _Flags()
+    _sampler(context, settings, flags.handle_prof).install()
     context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
@@ -278,6 +291,9 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
         while not flags.stop:
             context.beat()
             worker.turn(monotonic_ms())
+            if flags.sampled:
+                flags.sampled = False
+                flags.clear()
             if flags.reopen:
                 flags.reopen = False
                 flags.clear()

@@ -17,6 +17,8 @@ from postbackd.admin.door import Door
 from postbackd.admin.history import RANGES_S
 from postbackd.admin.metrics import CONTENT_TYPE, Metrics
 from postbackd.admin.observer import Observer
+from postbackd.admin.profile import CpuProfiles
+from postbackd.admin.profile_pages import CpuProfile, CpuProfileResult, Profile
 from postbackd.settings import Admin
 
 STATIC = Path(__file__).parent / "static"
@@ -111,7 +113,9 @@ class _File:
 
 def _write_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
     """Every refusal in the form that all our errors have."""
-    code, message = TITLES.get(error.status_code, (error.title or "bad_request", error.description or ""))
+    code, message = error.title or "", error.description or ""
+    if not code.replace("_", "").isalpha():  # Falcon's own, as "404 Not Found"
+        code, message = TITLES.get(error.status_code, ("bad_request", message or code))
     resp.data = msgspec.json.encode({"error": {"code": code, "message": message}})
     resp.content_type = "application/json"
 
@@ -136,6 +140,10 @@ def create_app(observer: Observer, settings: Admin) -> AdminApp:
     app.add_route("/health", _Health())
     app.add_route("/ready", _Ready(observer))
     app.add_route("/stats", _Stats(observer))
+    profiles = CpuProfiles(observer.settings.data_dir)
+    app.add_route("/profile", Profile(observer.process_table))
+    app.add_route("/profile/cpu", CpuProfile(profiles))
+    app.add_route("/profile/cpu/{sample_id}", CpuProfileResult(profiles))
     app.add_route("/metrics", _Metrics(observer))
     app.add_route("/history", _History(observer))
     for path, file in files.items():

@@ -18,6 +18,7 @@ from postbackd.admin.facts import DaemonFacts
 from postbackd.admin.failures import Failures
 from postbackd.admin.history import STEP_S, History, Point
 from postbackd.admin.host_series import HostSeries
+from postbackd.admin.profile import ProcessTable
 from postbackd.data_dir import ProcessRow, read_processes
 from postbackd.errors import QueueUnavailableError
 from postbackd.host_board import HostFigures
@@ -50,6 +51,7 @@ class Observer:
         self.figures = QueueFigures()
         self.history = History()
         self.host_series = HostSeries()
+        self.process_table = ProcessTable(settings.data_dir)
         self.spool = (0, 0)
         self._scoreboard = scoreboard
         self._reader = reader
@@ -99,6 +101,7 @@ class Observer:
         board = self.facts.hosts.hosts()
         self._hosts.append({figures.host: figures for figures in board})
         self.host_series.take(board)
+        self.process_table.look()
         self.spool = spool_size(Path(self.settings.data_dir) / "spool")
         failed = sample.sums[Cell.RETRIED] + sample.sums[Cell.DEAD]
         if failed != self._failed:
