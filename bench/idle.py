@@ -12,9 +12,24 @@ from typing import Any
 
 import click
 
-from bench.support import cpu_s, daemon, queue_server, report
+from bench.support import cpu_s, daemon, free_port, queue_server, report
 
-SENT = ("evalsha", "blmove", "rpush", "ping", "mget")  # TIME and the rest run inside the scripts of an idle daemon
+SENT = (
+    "evalsha",
+    "blmove",
+    "rpush",
+    "ping",
+    "mget",
+    "llen",
+    "zcard",
+    "xlen",
+    "lindex",
+    "zrange",
+    "hlen",
+    "hset",
+    "expire",
+    "hgetall",
+)  # TIME and the rest run inside the scripts of an idle daemon
 
 
 @click.command()
@@ -22,10 +37,13 @@ SENT = ("evalsha", "blmove", "rpush", "ping", "mget")  # TIME and the rest run i
 @click.option("--json", "as_json", is_flag=True)
 def main(seconds: int, as_json: bool) -> None:
     """Measure an idle daemon."""
-    with queue_server("everysec") as (url, client), daemon(url, None, "ingest,deliver", []) as running:
+    with (
+        queue_server("everysec") as (url, client),
+        daemon(url, None, "ingest,deliver,admin", [f"admin.port={free_port()}"]) as running,
+    ):
         time.sleep(2)  # the first claims are over
         client.config_resetstat()
-        roles = ("supervisor", "ingest", "deliver")
+        roles = ("supervisor", "ingest", "deliver", "admin")
         pids = {role: running.pids(role) for role in roles}
         before = {role: sum(map(cpu_s, pids[role])) for role in roles}
         time.sleep(seconds)

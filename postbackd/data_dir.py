@@ -151,8 +151,8 @@ def machine_fingerprint(source: Path) -> str | None:
     return hashlib.blake2b(machine_id.encode(), digest_size=16, person=b"postbackd").hexdigest() if machine_id else None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file so that its readers see the old content or the new, never a part."""
     draft = path.with_name(path.name + ".new")
-    draft.write_text(text)
+    draft.write_bytes(content.encode() if isinstance(content, str) else content)
     draft.replace(path)

@@ -51,6 +51,17 @@ class History:
         self._gathered.append(point)
         self._fine.append(point)
 
+    def pack(self) -> bytes:
+        """All of it, for `unpack` in a successor."""
+        return msgspec.msgpack.encode((list(self._fine), list(self._coarse), self._gathered))
+
+    def unpack(self, data: bytes, now: float) -> None:
+        """Go on from what a predecessor packed, as far as it is not too old; raises msgspec.DecodeError."""
+        parts = msgspec.msgpack.decode(data, type=tuple[list[Point], list[Point], list[Point]])
+        fine, coarse, self._gathered = ([point for point in part if point.t <= now] for part in parts)
+        self._fine.extend(point for point in fine if point.t > now - FINE_POINTS * STEP_S)
+        self._coarse.extend(point for point in coarse if point.t > now - COARSE_POINTS * COARSE_STEP_S)
+
     def points(self, range_name: str) -> tuple[int, list[Point]]:
         """Step in seconds and points of a range, oldest first; raises KeyError for an unknown one."""
         length_s = RANGES_S[range_name]

@@ -29,6 +29,9 @@ COUNTERS = {
     "postbackd_spooled_total": (Cell.SPOOLED, "Postbacks acknowledged from the local spool, Redis being away."),
     "postbackd_replayed_total": (Cell.REPLAYED, "Postbacks of the spool that were enqueued."),
     "postbackd_redis_errors_total": (Cell.REDIS_ERRORS, "Failed calls to the queue server, and lost connections."),
+    "postbackd_ingest_connections_cut_total": (Cell.CONNECTIONS_CUT, "Connections cut over a limit of [ingest]."),
+    "postbackd_ingest_tokens_refused_total": (Cell.TOKENS_REFUSED, "Requests with a token missing or unknown."),
+    "postbackd_ingest_misframed_total": (Cell.MISFRAMED, "Requests refused since their framing was not clear."),
     "postbackd_log_lines_lost_total": (Cell.LOG_LINES_LOST, "Lines of the delivery log that could not be written."),
 }
 

@@ -5,12 +5,15 @@ Two threads: one reads the scoreboard, the spool and the log, which answer at on
 which may not. Whoever asks us gets what was seen last, and the counters as they are now.
 """
 
+import contextlib
 import hashlib
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from postbackd import __version__, oplog
 from postbackd.admin import hosts, totals
@@ -19,7 +22,7 @@ from postbackd.admin.failures import Failures
 from postbackd.admin.history import STEP_S, History, Point
 from postbackd.admin.host_series import HostSeries
 from postbackd.admin.profile import ProcessTable
-from postbackd.data_dir import ProcessRow, read_processes
+from postbackd.data_dir import ProcessRow, read_processes, write_whole
 from postbackd.errors import QueueUnavailableError
 from postbackd.host_board import HostFigures
 from postbackd.limits import worker_count
@@ -29,6 +32,7 @@ from postbackd.scoreboard import Cell, Phase, Scoreboard, monotonic_ms
 from postbackd.settings import Settings
 
 NOW_S = 10  # what "now" means: rates and percentiles are those of the last 10 s
+KEEP_EVERY_S = 60  # of the history
 LOST_LINES_S = 60  # how long lost log lines are a reason not to be ready
 
 
@@ -61,6 +65,8 @@ class Observer:
         self._failed = -1
         self._samples: deque[Sample] = deque(maxlen=NOW_S // STEP_S + 1)
         self._hosts: deque[dict[str, HostFigures]] = deque(maxlen=NOW_S // STEP_S + 1)
+        self._history_path = Path(settings.data_dir) / "history"
+        self._kept_s = time.monotonic()
         self._lost_seen = 0
         self._lost_s = -float(LOST_LINES_S)
         self._node_id = _node_id(node, settings.data_dir)
@@ -73,13 +79,16 @@ class Observer:
     # Looking
 
     def start(self) -> None:
-        """Begin; the first look is taken at once."""
+        """Begin; the first look is taken at once. The history goes on where a predecessor left it."""
+        with contextlib.suppress(OSError, msgspec.DecodeError):  # none there, or another version's
+            self.history.unpack(self._history_path.read_bytes(), time.time())
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Look no more, and tell the other daemons that this one stops."""
         self._stopping.set()
+        self._keep_history()
         self._threads[1].join(STEP_S)
         if self.figures.reachable and not self._threads[1].is_alive():
             self._reader.leave(self._node_id)
@@ -110,6 +119,14 @@ class Observer:
         if (lost := sample.sums[Cell.LOG_LINES_LOST]) > self._lost_seen:
             self._lost_seen, self._lost_s = lost, sample.at_s
         self.history.add(self._point(before, sample))
+        if sample.at_s - self._kept_s >= KEEP_EVERY_S:
+            self._kept_s = sample.at_s
+            self._keep_history()
+
+    def _keep_history(self) -> None:
+        """For a successor, after a reload or a restart. A full disk costs the history of a minute, no more."""
+        with contextlib.suppress(OSError):
+            write_whole(self._history_path, self.history.pack())
 
     def _sample(self) -> Sample:
         return Sample(time.monotonic(), self._scoreboard.sums())

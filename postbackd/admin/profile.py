@@ -5,6 +5,7 @@ Stacks are sampled inside the worker (stack_sampler.py), since only there they a
 and a signal, and leaves its result in a file: no handler here waits for anything.
 """
 
+import os
 import secrets
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from postbackd.admin.sockets import established_sockets
 from postbackd.data_dir import ProcessRow, read_processes, write_whole
 from postbackd.stack_sampler import (
     FOLDER,
@@ -27,6 +29,7 @@ from postbackd.stack_sampler import (
 SAMPLED = ("ingest", "deliver", "admin")
 LATE_S = 10.0  # a result that has not come by then does not come any more
 RESULTS_KEPT = 20
+KEPT_S = 1.0  # a look at the memory of all processes takes 5 ms each, in which the app answers nobody
 
 
 class ProfileError(Exception):
@@ -46,6 +49,8 @@ class ProcessTable:
         self._data_dir = data_dir
         self._used: dict[int, tuple[float, float]] = {}  # pid → CPU seconds, when
         self._percent: dict[int, float] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._read_s = -KEPT_S
 
     def look(self) -> None:
         """Read every process' CPU; the observer does it every 2 s."""
@@ -64,22 +69,25 @@ class ProcessTable:
         self._percent = {pid: percent for pid, percent in self._percent.items() if pid in used}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every process that runs, in the order of the supervisor's list."""
+        """Every process that runs, in the order of the supervisor's list; those of the last second again if asked."""
+        if time.monotonic() - self._read_s < KEPT_S:
+            return self._rows
         found = []
+        established = established_sockets()
         for row in read_processes(self._data_dir):
             try:
-                found.append(self._row(row))
+                found.append(self._row(row, established))
             except psutil.NoSuchProcess:  # ended meanwhile
                 continue
+        self._rows, self._read_s = found, time.monotonic()
         return found
 
-    def _row(self, row: ProcessRow) -> dict[str, Any]:
+    def _row(self, row: ProcessRow, established: set[str]) -> dict[str, Any]:
         process = psutil.Process(row["pid"])
         with process.oneshot():
             memory = process.memory_full_info()
             switches = process.num_ctx_switches()
             io = process.io_counters()
-            connections = process.net_connections("tcp")
             return {
                 "role": row["role"],
                 "pid": row["pid"],
@@ -89,7 +97,7 @@ class ProcessTable:
                 "uss_bytes": memory.uss,
                 "fds": process.num_fds(),
                 "threads": process.num_threads(),
-                "connections": sum(it.status == psutil.CONN_ESTABLISHED for it in connections),
+                "connections": _connections(row["pid"], established),
                 "ctx_switches": {"voluntary": switches.voluntary, "involuntary": switches.involuntary},
                 "io": {
                     "read_count": io.read_count,
@@ -98,6 +106,21 @@ class ProcessTable:
                     "write_bytes": io.write_bytes,
                 },
             }
+
+
+def _connections(pid: int, established: set[str]) -> int:
+    """Established TCP connections of a process."""
+    count = 0
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as descriptors:
+            for descriptor in descriptors:
+                try:
+                    count += os.readlink(descriptor.path) in established
+                except FileNotFoundError:  # closed meanwhile
+                    continue
+    except OSError:
+        raise psutil.NoSuchProcess(pid) from None
+    return count
 
 
 class CpuProfiles:

@@ -186,6 +186,16 @@ def test_dead_admin_process_is_replaced_and_disturbs_nobody(tmp_path: Path) -> N
         assert daemon.stop() == 0
 
 
+def test_history_survives_a_restart_of_the_daemon(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        wait_until(lambda: len(get(daemon, "/history")[1]["points"]) > 1, "two points")
+        before = get(daemon, "/history")[1]["points"]
+        assert daemon.stop() == 0
+        daemon.start()
+        after = get(daemon, "/history")[1]["points"]
+        assert [point["t"] for point in after[: len(before)]] == [point["t"] for point in before]
+
+
 def test_open_dashboard_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     with running_daemon(tmp_path) as daemon:
         connection = http.client.HTTPConnection("127.0.0.1", daemon.admin_port)

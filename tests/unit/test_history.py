@@ -46,3 +46,23 @@ def test_coarse_point_averages_rates_and_keeps_the_worst_of_the_rest() -> None:
     assert (merged.t, merged.in_, merged.p50, merged.p99) == (4, 20, 1.0, 80.0)
     assert (merged.ready, merged.dead_total, merged.oldest_s, merged.in_flight) == (3, 2, 7.5, 9)
     assert merge([calm]).oldest_s is None
+
+
+def test_successor_goes_on_with_what_is_not_too_old() -> None:
+    before = filled(2 * 3600)
+    now = 2 * 3600 + 600
+    after = History()
+    after.unpack(before.pack(), now)
+    assert [len(after.points(name)[1]) for name in ("15m", "1h", "6h")] == [149, 120, 240]
+    after.add(Point(t=now))
+    assert after.points("15m")[1][-1].t == now
+    late = History()
+    late.unpack(before.pack(), now + 24 * 3600)
+    late.add(Point(t=now + 24 * 3600))
+    assert [point.t for point in late.points("15m")[1]] == [now + 24 * 3600]
+
+
+def test_history_of_a_clock_that_was_ahead_is_not_taken() -> None:
+    after = History()
+    after.unpack(filled(3600).pack(), 100)
+    assert all(point.t <= 100 for name in ("15m", "1h") for point in after.points(name)[1])
