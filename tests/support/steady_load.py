@@ -27,7 +27,7 @@ class SteadyLoad:
         self.refused: list[str] = []  # connections that could not be made: none may be
         self.unanswered_new: list[str] = []  # on a connection of its own: none may be
         self.unanswered_kept: list[str] = []  # on a kept connection that was closed meanwhile: the names of postbacks
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
+        self._threads = [threading.Thread(target=self._run, args=(number,), daemon=True) for number in range(threads)]
         for thread in self._threads:
             thread.start()
 
