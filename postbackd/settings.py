@@ -77,7 +77,8 @@ class Queue(Section, frozen=True, kw_only=True):
     """Redis or Valkey."""
 
     url: Annotated[
-        str, _meta("redis://, rediss://, unix://, sentinel://; empty = an embedded server", reload=False, secret=True)
+        str,
+        _meta("redis://, rediss://, unix://, sentinel://, cluster://; empty = embedded", reload=False, secret=True),
     ] = ""
     port: Annotated[Port, _meta("loopback port of the embedded server, for tools", reload=False)] = 7379
     server: Annotated[

@@ -137,11 +137,12 @@ def _check_values(settings: Settings) -> None:
             raise ConfigError(f"{name}: is not supported yet: leave it at its default")
     queue = settings.queue
     try:
-        parts = parse_queue_url(queue.url) if queue.url else None
+        if queue.url:
+            parse_queue_url(queue.url)
     except ValueError as error:
         raise ConfigError(f"queue.url: {error}") from None
-    if parts is not None and parts.scheme == "cluster":
-        raise ConfigError("queue.url: Cluster is not supported yet: name one server, or its sentinels")
+    if set(queue.prefix) & set("{}"):
+        raise ConfigError("queue.prefix: must hold no braces: they mark the part of a key that says its shard")
     if not queue.url and queue.port == REDIS_PORT:
         raise ConfigError("queue.port: 6379 is where other people's Redis listens: choose another, 7379 is the default")
     for path in settings.ingest.paths:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
+from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import Route, ServerRoute, route_to
 from postbackd.queue.sentinel import SentinelRoute
 from postbackd.queue.wire import Wire, mask
@@ -40,6 +41,8 @@ def look_at_servers(url: str, shards: int = 1) -> list[Finding]:
     """What there is to say about the servers behind a url; raises QueueUnavailableError when one is away."""
     route = route_to(url)
     findings = _sentinels(route) if isinstance(route, SentinelRoute) else []
+    if isinstance(route, ClusterRoute):
+        findings = [_shards(route, shards)]
     for shard in range(shards):
         with contextlib.closing(route.open(shard, TIMEOUT_S, TIMEOUT_S)) as wire:
             findings += [finding for finding in _server(wire, route) if finding not in findings]
@@ -54,9 +57,11 @@ def _server(wire: Wire, route: Route) -> list[Finding]:
     findings = [_version(info), _eviction(policy), _persistence(info, _config(wire, "appendfsync")), *_room(info)]
     if info.get("role") == "slave":
         return [*findings, REPLICA]
-    if isinstance(route, ServerRoute):
-        return findings
-    return [*findings, _failover(info, _config(wire, "min-replicas-to-write"))]
+    if isinstance(route, ClusterRoute):
+        return [*findings, _failover(info, None), *_coverage(_config(wire, "cluster-require-full-coverage"))]
+    if isinstance(route, SentinelRoute):
+        return [*findings, _failover(info, _config(wire, "min-replicas-to-write"))]
+    return findings
 
 
 def _failover(info: dict[str, str], min_replicas: str | None) -> Finding:
@@ -71,7 +76,23 @@ def _failover(info: dict[str, str], min_replicas: str | None) -> Finding:
             "postbacks that the next master never sees. CONFIG SET min-replicas-to-write 1, and "
             "min-replicas-max-lag 10, on each server.",
         )
-    return Finding("ok", f"queue: {count} replica(s), min-replicas-to-write {min_replicas or 'unknown'}")
+    known = "" if min_replicas is None else f", min-replicas-to-write {min_replicas}"
+    return Finding("ok", f"queue: {count} replica(s){known}")
+
+
+def _shards(route: ClusterRoute, shards: int) -> Finding:
+    places = [str(route.owner(shard)) for shard in range(shards)]
+    text = f"queue: Cluster, shards at {', '.join(places)}"
+    if len(set(places)) == 1:
+        return Finding("warn", f"{text}: one node does all the work. Raise queue.shards, or move their slots.")
+    return Finding("ok", text)
+
+
+def _coverage(required: str | None) -> list[Finding]:
+    if required != "yes":
+        return []
+    text = "queue: cluster-require-full-coverage yes: one node away stops all shards. CONFIG SET it to no on each."
+    return [Finding("warn", text)]
 
 
 def _sentinels(route: SentinelRoute) -> list[Finding]:

@@ -5,12 +5,16 @@ After a failure the server counts as away: callers get that error at once, so th
 time-outs. Whoever finds it answering (the replay thread of an ingest process) says `come_back`.
 """
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import route_to
-from postbackd.queue.wire import Wire
+from postbackd.queue.wire import Argument, Wire
+from postbackd.scoreboard import monotonic_ms
 
 REPLY_TIMEOUT_S = 5.0
 SYNC_EVERY_MS = 60_000
@@ -73,6 +77,18 @@ class Link:
     def _sync(self, wire: Wire, now_ms: int) -> None:
         self._synced_ms = now_ms
         self._clock.sync(wire.server_ms())
+
+    def call_for(self, key: bytes, *command: Argument) -> Any:
+        """One command on a key outside every shard, and its reply; raises QueueUnavailableError.
+
+        In a Cluster such a key has a node of its own: a connection for this call alone, since such calls are rare.
+        """
+        route = route_to(self._url)
+        if not isinstance(route, ClusterRoute):
+            return self.wire(monotonic_ms()).call(*command)
+        with contextlib.closing(route.open_for(key, self._reply_timeout_s)) as wire:
+            self._clock.sync(wire.server_ms())
+            return wire.call(*command)
 
     def drop(self) -> None:
         """Close the connection: its last answer did not come, or made no sense. The next use makes a new one."""

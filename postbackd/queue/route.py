@@ -9,6 +9,7 @@ import functools
 from typing import Protocol
 
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.sentinel import SentinelRoute
 from postbackd.queue.wire import CONNECT_TIMEOUT_S, Wire
 from postbackd.queue_url import parse_queue_url
@@ -19,6 +20,9 @@ class Route(Protocol):
 
     def open(self, shard: int, timeout_s: float, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
         """A connection to the server that has a shard; raises QueueUnavailableError."""
+
+    def open_for(self, key: bytes, timeout_s: float) -> Wire:
+        """A connection to the server that has a key outside every shard; raises QueueUnavailableError."""
 
     def watch(self) -> None:
         """Begin to look out for a change of master, in a thread, where nothing else would tell of it."""
@@ -34,6 +38,10 @@ class ServerRoute:
         """A connection to it."""
         return Wire(self._url, timeout_s, connect_timeout_s)
 
+    def open_for(self, key: bytes, timeout_s: float) -> Wire:
+        """The same."""
+        return self.open(0, timeout_s)
+
     def watch(self) -> None:
         """There is only one."""
 
@@ -47,4 +55,6 @@ def route_to(url: str) -> Route:
         raise QueueUnavailableError(f"queue.url {error}.") from None
     if parts.scheme == "sentinel":
         return SentinelRoute(parts)
+    if parts.scheme == "cluster":
+        return ClusterRoute(parts)
     return ServerRoute(url)

@@ -20,7 +20,6 @@ from postbackd.codec import MAX_WORKER_NUMBER, IdGenerator
 from postbackd.errors import QueueFullError, QueueUnavailableError
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
-from postbackd.queue.wire import Wire
 from postbackd.scoreboard import monotonic_ms
 
 TTL_S = 7 * 86_400
@@ -73,9 +72,8 @@ class WorkerNumber:
             self._take_free_file()
         try:
             now_ms = monotonic_ms()
-            wire = link.wire(now_ms)
-            if self._kept is None or not self._renew(wire, self._kept):
-                self._lease_new(wire)
+            if self._kept is None or not self._renew(link, self._kept):
+                self._lease_new(link)
             self._renewed_ms = now_ms
         except (QueueUnavailableError, QueueFullError) as error:  # full: a new number is a write, a renewal is none
             if self._kept is None and self._why_none != str(error):
@@ -91,28 +89,29 @@ class WorkerNumber:
         elif self._generator is None:
             self._generator = IdGenerator(kept.number, self._clock.now_ms)
 
-    def _renew(self, wire: Wire, kept: Kept) -> bool:
+    def _renew(self, link: Link, kept: Kept) -> bool:
         """Whether the number is still ours: it was, or nobody has it."""
         key = self._keys.number(kept.number)
-        owner = wire.call("GET", key)
+        owner = link.call_for(key, "GET", key)
         if owner is None:
-            if wire.call("SET", key, kept.owner, "NX", "EX", TTL_S) is None:
+            if link.call_for(key, "SET", key, kept.owner, "NX", "EX", TTL_S) is None:
                 return False
         elif owner != kept.owner.encode():
             return False
         else:
-            wire.call("EXPIRE", key, TTL_S)
+            link.call_for(key, "EXPIRE", key, TTL_S)
         self._keep(Kept(kept.number, kept.owner, self._clock.now_ms(), self._clock.ahead_ms()))
         return True
 
-    def _lease_new(self, wire: Wire) -> None:
+    def _lease_new(self, link: Link) -> None:
         self._forget()
         owner = secrets.token_hex(8)
         first = secrets.randbelow(MAX_WORKER_NUMBER + 1)
         candidates = [secrets.randbelow(MAX_WORKER_NUMBER + 1) for _ in range(TRIES)]
         candidates += [(first + step) % (MAX_WORKER_NUMBER + 1) for step in range(MAX_WORKER_NUMBER + 1)]
         for number in candidates:
-            if wire.call("SET", self._keys.number(number), owner, "NX", "EX", TTL_S) is not None:
+            key = self._keys.number(number)
+            if link.call_for(key, "SET", key, owner, "NX", "EX", TTL_S) is not None:
                 self._open_file(number)
                 self._keep(Kept(number, owner, self._clock.now_ms(), self._clock.ahead_ms()))
                 return
