@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The delivery log under load while the real logrotate moves it: every attempt has its line, whole and once."""
 
+import grp
 import gzip
 import json
 import os
+import pwd
 import signal
 import subprocess
 import time
@@ -44,12 +46,14 @@ def rotate(config: Path) -> None:
 
 
 def test_logrotate_loses_no_line_and_tail_shows_each(tmp_path: Path) -> None:
-    with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon", roles="ingest,deliver") as daemon:
+    folder = tmp_path / "postbackd"  # as in /var/log
+    with running_sink(tmp_path / "sink") as sink, running_daemon(folder, roles="ingest,deliver") as daemon:
         config = tmp_path / "logrotate.conf"
         text = (REPOSITORY / "etc" / "logrotate").read_text()
-        assert "/var/log/postbackd/deliveries.jsonl {" in text
-        config.write_text(text.replace("/var/log/postbackd/deliveries.jsonl", str(daemon.log_path)))
+        me = f"su {pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name}"
+        config.write_text(text.replace("/var/log", str(tmp_path)).replace("su postbackd postbackd", me))
         config.chmod(0o644)
+        (folder / "postbackd.log").write_text("said by the init script's daemon\n")
         load = Load(daemon, sink)
         load.wait_for(1)
         shown = tmp_path / "shown"
@@ -71,6 +75,7 @@ def test_logrotate_loses_no_line_and_tail_shows_each(tmp_path: Path) -> None:
             names = [path.name for path in daemon.folder.glob("deliveries.jsonl*")]
             assert len(names) == ROTATIONS + 1 and sum(name.endswith(".gz") for name in names) == ROTATIONS - 1
             wait_until(lambda: shown.read_bytes().count(b"\n") >= len(ids), "tail has shown every line")
+            assert (folder / "postbackd.log").stat().st_size == 0
             assert Counter(json.loads(line)["id"] for line in shown.read_bytes().splitlines()) == Counter(ids)
         finally:
             tail.send_signal(signal.SIGINT)
