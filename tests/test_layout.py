@@ -33,6 +33,7 @@ PURE = [
     "delivery.egress",
     "delivery.pace",
     "admin.history",
+    "admin.host_troubles",
     "oplog_limit",
     "tools.board",
     "tools.figures",

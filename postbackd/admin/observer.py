@@ -21,6 +21,7 @@ from postbackd.admin.facts import DaemonFacts
 from postbackd.admin.failures import Failures
 from postbackd.admin.history import STEP_S, History, Point
 from postbackd.admin.host_series import HostSeries
+from postbackd.admin.host_troubles import HostTroubles
 from postbackd.admin.profile import ProcessTable
 from postbackd.data_dir import ProcessRow, read_processes, write_whole
 from postbackd.errors import QueueUnavailableError
@@ -67,6 +68,7 @@ class Observer:
         self._hosts: deque[dict[str, HostFigures]] = deque(maxlen=NOW_S // STEP_S + 1)
         self._history_path = Path(settings.data_dir) / "history"
         self._kept_s = time.monotonic()
+        self._troubles = HostTroubles()
         self._lost_seen = 0
         self._lost_s = -float(LOST_LINES_S)
         self._node_id = _node_id(node, settings.data_dir)
@@ -109,6 +111,7 @@ class Observer:
         self._samples.append(sample)
         board = self.facts.hosts.hosts()
         self._hosts.append({figures.host: figures for figures in board})
+        self._troubles.look(self.hosts(), time.time_ns() // 1_000_000)
         self.host_series.take(board)
         self.process_table.look()
         self.spool = spool_size(Path(self.settings.data_dir) / "spool")
@@ -266,7 +269,8 @@ class Observer:
         if not self._samples or not self._hosts:
             return []
         passed_s = time.monotonic() - self._samples[0].at_s
-        return hosts.rows(self.facts.hosts.hosts(), self._hosts[0], passed_s, monotonic_ms())
+        rows = hosts.rows(self.facts.hosts.hosts(), self._hosts[0], passed_s, monotonic_ms())
+        return [{**row, "failing_since_ms": self._troubles.since_ms(row["host"])} for row in rows]
 
     def capacity(self) -> int:
         """Transfers that all delivery workers may have in flight."""

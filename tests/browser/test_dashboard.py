@@ -120,6 +120,7 @@ def test_what_is_the_matter_is_said_first(busy: tuple[Daemon, str, str], open_pa
     assert daemon.post({"endpoint": {"method": "GET", "url": f"http://{failing}/"}, "data": [{}] * 40})[0] == 202
     finding = page.locator("#verdict li", has_text=failing)
     expect(finding).to_contain_text("their side")
+    expect(finding).to_contain_text(re.compile(r"Since \d\d:\d\d \("))
     finding.get_by_role("button").click()
     expect(page.locator("#failures-title")).to_be_focused()
     expect(page.locator("#failures tbody").first).to_contain_text(failing)

@@ -25,7 +25,7 @@ export function hostWord(host) {
   return { bad: "failing", warn: "some fail", idle: "quiet", ok: "well" }[hostLevel(host)];
 }
 
-const since = (atMs, nowMs) => (atMs ? ` Since ${clock(atMs, false)} (${span((nowMs - atMs) / 1000)}).` : "");
+const since = (atMs, nowMs, word = "Since") => (atMs ? ` ${word} ${clock(atMs, false)} (${span((nowMs - atMs) / 1000)}).` : "");
 
 function aboutQueue(stats, memory) {
   const { queue, spool } = stats;
@@ -34,7 +34,7 @@ function aboutQueue(stats, memory) {
   return [{
     kind: "redis-away", level: "bad", who: "us", title: "Redis is away",
     text: `Requests are still acknowledged and kept on disk (${kept}); nothing more is delivered until it is back.`
-      + `${since(memory.since("redis-away", stats.now_ms), stats.now_ms)} ${queue.error ?? ""}`,
+      + `${since(memory.since("redis-away", stats.now_ms), stats.now_ms, "Seen since")} ${queue.error ?? ""}`,
   }];
 }
 
@@ -94,7 +94,7 @@ function aboutHosts(stats, memory) {
     kind: `host ${host.host}`, level: "bad", who: "them", host: host.host, title: `${host.host} ${host.breaker === "open" ? "is shut off" : "fails"}`,
     text: `${host.success_ratio === null ? "No attempt just now" : `${percent(host.success_ratio)} of ${rate(host.attempts_per_s)} tries/s succeed`}`
       + `${host.breaker === "open" ? `; its breaker is open, next try in ${span(host.paused_s)}` : ""}.`
-      + `${since(host.failing_since_ms ?? memory.since(`host ${host.host}`, stats.now_ms), stats.now_ms)}${lastAnswer(stats, host.host)}`,
+      + `${since(host.failing_since_ms, stats.now_ms)}${lastAnswer(stats, host.host)}`,
   }));
   if (failing.length > 3) found.push({ kind: "more-hosts", level: "bad", who: "them", title: `${failing.length - 3} more hosts fail`, text: "They are at the top of the hosts below." });
   if (shaky.length) {
