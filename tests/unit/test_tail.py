@@ -81,6 +81,7 @@ def test_follower_goes_with_a_rename_and_reads_the_old_file_on(tmp_path: Path) -
     assert ids(follower.read(100)) == [3], "nothing is at the path for a moment"
     append(path, line(4) + b"\n")
     assert ids(follower.read(200) + follower.read(200)) == [4]
+    assert follower.read(300) == []
     append(old, line(5) + b"\n")
     assert ids(follower.read(LINGER_MS)) == [5], "a worker that has not looked yet"
     append(old, line(6) + b"\n")
