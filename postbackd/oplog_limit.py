@@ -17,6 +17,7 @@ SAME_A_WINDOW = 5
 NAMED_A_WINDOW = 60
 WINDOWS_KEPT = 512  # beyond it the oldest is summed up before its time
 NUMBERED = ("slot",)  # numbers that say which, not how much
+NUMBERS = (int, float)
 UNSAID = ("id",)  # words that differ each time
 
 
@@ -48,23 +49,29 @@ class Repeats:
 
     def admits(self, level: Level, event: str, fields: dict[str, object], now_ms: int) -> bool:
         """Whether this one is to be written; if not, it is counted."""
+        # A list within, no generator: a target that refuses everything comes by here thousands of times a second.
         words = tuple(
-            (name, str(value))
-            for name, value in fields.items()
-            if name in NUMBERED or not (name in UNSAID or isinstance(value, int | float))
+            [
+                (name, value if type(value) is str else str(value))
+                for name, value in fields.items()
+                if name in NUMBERED or not (name in UNSAID or isinstance(value, NUMBERS))
+            ]
         )
         same = self._window(level, event, words, now_ms)
         same.count += 1
-        named = self._window(level, event, (), now_ms) if words else same
-        named.count += named is not same
         if same.count > SAME_A_WINDOW:
             same.held_back += 1
-        elif named.count > NAMED_A_WINDOW:
-            named.held_back += 1
-        else:
+            self.is_quiet = False
+            return False
+        if not words:
             return True
-        self.is_quiet = False
-        return False
+        named = self._window(level, event, (), now_ms)
+        named.count += 1
+        if named.count > NAMED_A_WINDOW:
+            named.held_back += 1
+            self.is_quiet = False
+            return False
+        return True
 
     def _window(self, level: Level, event: str, words: Words, now_ms: int) -> _Window:
         key = (event, words)
