@@ -82,7 +82,7 @@ def pictures_of_dashboard(url: str) -> None:
             return made
 
         light = page(1280, 1180, "light")
-        light.locator(".plot-field").first.hover(position={"x": 400, "y": 60})
+        light.locator(".plot-field").first.hover(position={"x": 540, "y": 60})
         light.screenshot(path=IMAGES / "dashboard-light.png")
         dark = page(1280, 1180, "dark")
         dark.locator("#hosts .opener").first.click()
