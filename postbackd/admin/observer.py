@@ -33,6 +33,8 @@ from postbackd.scoreboard import Cell, Phase, Scoreboard, monotonic_ms
 from postbackd.settings import Settings
 
 NOW_S = 10  # what "now" means: rates and percentiles are those of the last 10 s
+IDLE_S = 10  # between looks at a queue of which no process of ours does anything; 13 commands each
+SETTLED_S = 5  # without a move, to have seen what the last one led to
 KEEP_EVERY_S = 60  # of the history
 LOST_LINES_S = 60  # how long lost log lines are a reason not to be ready
 
@@ -62,6 +64,8 @@ class Observer:
         self._reader = reader
         self._nodes: list[NodeSnapshot] = []
         self._nodes_ms = 0
+        self._queue_counters: list[int] = []
+        self._queue_read_s = self._moved_s = time.monotonic()
         self._failures = Failures(settings.log.path)
         self._failed = -1
         self._samples: deque[Sample] = deque(maxlen=NOW_S // STEP_S + 1)
@@ -154,7 +158,14 @@ class Observer:
         )
 
     def look_at_queue(self) -> None:
-        """Once every `STEP_S`: how much waits, and who else shares the queue."""
+        """How much waits, and who else shares the queue: every `STEP_S`, or `IDLE_S` while nothing moves."""
+        now_s, counters = time.monotonic(), self.sums()[: Cell.IN_FLIGHT]
+        if counters != self._queue_counters:
+            self._queue_counters, self._moved_s = counters, now_s
+        is_idle = self.figures.reachable and now_s - self._moved_s > SETTLED_S
+        if is_idle and now_s - self._queue_read_s < IDLE_S:
+            return
+        self._queue_read_s = now_s
         try:
             figures = self._reader.read()
             self._nodes = self._reader.exchange(self._snapshot(self._reader.server_ms))
