@@ -64,6 +64,7 @@ from postbackd.worker_pool import SlotContext
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
 ADMIN_DRAIN_S = 2.0  # whoever looks on needs no more
 ADMIN_LIMITS = Limits(512, 0, idle_ms=60_000, request_ms=20_000, body_bytes=1 << 20, arriving_bytes=64 << 20)
+SHARD_REPLY_TIMEOUT_S = 2.0  # where other shards can take what a silent one does not: all of a process waits for it
 SHORT_QUEUE_WAIT_S = 1.0  # where we can do without it for a while
 
 
@@ -216,7 +217,8 @@ def _link(context: SlotContext, settings: Settings, url: str, shard: int, clock:
         refuse_evicting(wire)
         durability.prove(wire)
 
-    timeout_s = REPLY_TIMEOUT_S + (settings.queue.durability_timeout if durability.waits else 0)
+    timeout_s = REPLY_TIMEOUT_S if settings.queue.shards == 1 else SHARD_REPLY_TIMEOUT_S
+    timeout_s += settings.queue.durability_timeout if durability.waits else 0
     counter = _redis_error_counter(context)
     return Link(url, clock, counter, prove=prove, reply_timeout_s=timeout_s, shard=shard)
 

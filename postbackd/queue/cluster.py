@@ -5,7 +5,7 @@ Who has a slot is asked anew for each connection (CLUSTER SLOTS, of any node tha
 whether it agrees: MOVED is followed. MOVED, TRYAGAIN, ASK and CLUSTERDOWN on a connection in use mean that the command
 was not run: its owner closes it and opens another. While a slot is moved key by key its shard is away, since scripts
 touch several keys; the other shards go on. A thread asks twice a second and cuts each connection to a node that has
-lost its slot, as for Sentinel: nothing else would tell of a master that is stopped and replaced.
+lost its slot, as for Sentinel, or that the others call failed: nothing else would tell of a master that is stopped.
 """
 
 import binascii
@@ -33,10 +33,14 @@ def slot_of(hashed: bytes) -> int:
 class Map:
     """Who has which slot, as one node says; `epoch` tells newer from older."""
 
-    def __init__(self, epoch: int, ranges: list[tuple[int, int, Node]], nodes: list[Node]) -> None:
+    def __init__(
+        self, epoch: int, ranges: list[tuple[int, int, Node]], nodes: list[Node], failed: frozenset[Node] = frozenset()
+    ) -> None:
+        """`failed`: what most masters agree cannot be reached."""
         self.epoch = epoch
         self._ranges = ranges
         self.nodes = nodes
+        self.failed = failed
 
     def owner(self, slot: int) -> Node | None:
         """The master of a slot, None where it has none."""
@@ -63,9 +67,12 @@ class ClusterRoute:
         return self._open(slot_of(key), key, timeout_s, CONNECT_TIMEOUT_S)
 
     def _open(self, slot: int, key: bytes, timeout_s: float, connect_timeout_s: float) -> Wire:
-        node = self.look_up().owner(slot)
+        found = self.look_up()
+        node = found.owner(slot)
         if node is None:
             raise QueueUnavailableError(f"No node of the Cluster has slot {slot}: give it one.")
+        if node in found.failed:
+            raise QueueUnavailableError(f"{node}, which has slot {slot}, has failed, as the other nodes say.")
         for _ in range(HOPS):
             wire = Wire(node.url(self._parts.credentials), timeout_s, connect_timeout_s)
             try:
@@ -110,15 +117,18 @@ class ClusterRoute:
         return node.url(self._parts.credentials)
 
     def _ask(self, wire: Wire, asked: Node) -> Map:
-        info, slots = wire.pipeline([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
+        info, slots, table = wire.pipeline([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")])
         fields = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        gone = {line.split()[0] for line in table.splitlines() if b"fail" in line.split()[2].split(b",")}
         ranges: list[tuple[int, int, Node]] = []
         nodes: list[Node] = []
+        failed: set[Node] = set()
         for first, last, *members in slots:
             found = [_node(member, asked) for member in members]
             ranges.append((first, last, found[0]))
             nodes += found
-        return Map(int(fields.get(b"cluster_current_epoch", 0)), ranges, nodes)
+            failed |= {node for node, member in zip(found, members, strict=True) if member[2] in gone}
+        return Map(int(fields.get(b"cluster_current_epoch", 0)), ranges, nodes, frozenset(failed))
 
     # The watch
 
@@ -139,16 +149,17 @@ class ClusterRoute:
             time.sleep(WATCH_EVERY_S)
 
     def look(self) -> None:
-        """Ask once, and cut what leads to a node that has lost its slot."""
+        """Ask once, and cut what leads to a node that has lost its slot, or has failed."""
         found = self.look_up()
         with self._lock:
             stale = [
                 (wire, owner)
                 for wire, slot in self._wires.items()
-                if wire.is_open and (owner := found.owner(slot)) is not None and owner != wire.node
+                if wire.is_open and (owner := found.owner(slot)) is not None
+                if owner != wire.node or owner in found.failed
             ]
         for wire, owner in stale:
-            oplog.warning("slot_moved", was=wire.node, is_now=owner)
+            oplog.warning("slot_moved" if owner != wire.node else "node_failed", was=wire.node, is_now=owner)
             wire.cut()
 
 

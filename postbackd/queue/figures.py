@@ -65,11 +65,18 @@ class FigureReader:
         self.server_ms = 0  # at the last read
 
     def read(self) -> QueueFigures:
-        """The figures of now. Raises QueueUnavailableError within a few seconds."""
+        """The figures of now; of several shards those that answer, and `error` names the others. Raises
+        QueueUnavailableError within a few seconds where none does."""
         figures = QueueFigures(reachable=True, error=None)
+        away: list[QueueUnavailableError] = []
         for keys in self._keys:
-            figures = _sum(figures, self._read_shard(self._wire(keys.shard), keys))
-        return figures
+            try:
+                figures = _sum(figures, self._read_shard(self._wire(keys.shard), keys))
+            except QueueUnavailableError as error:
+                away.append(error)
+        if len(away) == len(self._keys):
+            raise away[0]
+        return msgspec.structs.replace(figures, error=str(away[0])) if away else figures
 
     def _read_shard(self, wire: Wire, keys: Keys) -> QueueFigures:
         (seconds, micros), memory, ready, wake, later, dead, head, workers = wire.pipeline(

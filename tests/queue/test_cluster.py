@@ -163,3 +163,16 @@ def test_tools_and_check_see_every_shard(group: ClusterGroup) -> None:
         for node in group.nodes:
             node.client.config_set("cluster-require-full-coverage", "no")
     assert levels == ["warn"]
+
+
+def test_node_that_the_others_call_failed_is_cut_and_left_alone() -> None:
+    """Without a replica nobody takes its slots: its shard is away, and is known to be, also while it is silent."""
+    with cluster_group(3, replicas=False) as group:
+        route = fresh_route(group)
+        wires = [route.open(shard, 5) for shard in range(SHARDS)]
+        group.owner(1).fail("stop")
+        wait_until(lambda: route.look() or wires[1].has_gone(), "it is cut")
+        with pytest.raises(QueueUnavailableError, match="has failed"):
+            route.open(1, 5)
+        assert not wires[0].has_gone() and not wires[2].has_gone()
+        route.open(2, 5)
