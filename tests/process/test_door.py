@@ -155,8 +155,11 @@ def test_dropped_requests_leave_no_memory_behind(start: Start) -> None:
 # What is cut
 
 
-def refused_and_cut(server: DoorServer) -> dict[str, int]:
-    return eval(server.send(get(b"/counts")).rpartition(b"\r\n\r\n")[2])
+def cut_count(server: DoorServer) -> int:
+    """How many the guard has cut; on a machine that stands still it may cut the question too."""
+    while not (answer := server.send(get(b"/counts")).rpartition(b"\r\n\r\n")[2]):
+        pass
+    return int(eval(answer)["cut"])
 
 
 def is_closed(client: socket.socket) -> bool:
@@ -171,19 +174,19 @@ def is_closed(client: socket.socket) -> bool:
 
 
 def test_idle_connections_are_cut(start: Start) -> None:
-    server = start(idle_ms=300)
+    server = start(idle_ms=1000)
     with server.connect() as unused, server.connect() as used:
         used.sendall(request())
         used.recv(1000)
         wait_until(lambda: is_closed(unused) and is_closed(used), "both are cut")
-    assert refused_and_cut(server)["cut"] == 2
+    assert cut_count(server) >= 2
 
 
 @pytest.mark.parametrize(
     "begun", [b"POST /echo HTTP/1.1\r\nX-A: b", request(b"x" * 10_000)[:200]], ids=["head", "body"]
 )
 def test_slow_senders_are_cut_and_never_run(start: Start, begun: bytes) -> None:
-    server = start(request_ms=500)
+    server = start(request_ms=1000)
     with server.connect() as slow:
         slow.sendall(begun)
         stopped = threading.Event()
@@ -195,17 +198,20 @@ def test_slow_senders_are_cut_and_never_run(start: Start, begun: bytes) -> None:
 
         thread = threading.Thread(target=drip)
         thread.start()
-        wait_until(lambda: refused_and_cut(server)["cut"] == 1, "it is cut")
-        stopped.set()
-        thread.join()
+        try:
+            wait_until(lambda: is_closed(slow), "it is cut")
+        finally:
+            stopped.set()
+            thread.join()
+    assert cut_count(server) >= 1
     assert "POST /echo" not in server.handled()[1:]
 
 
 def test_slow_readers_are_cut(start: Start) -> None:
-    server = start(request_ms=500)
+    server = start(request_ms=1000)
     with server.connect() as slow:
         slow.sendall(request(path=b"/big"))
-        wait_until(lambda: refused_and_cut(server)["cut"] == 1, "it is cut")
+        wait_until(lambda: cut_count(server) >= 1, "it is cut")
         assert len(read_all(slow)) < 8_000_000
 
 
@@ -271,7 +277,7 @@ def test_unfinished_bodies_take_no_more_than_their_budget(start: Start) -> None:
             with contextlib.suppress(OSError):
                 client.sendall(piece)
         assert server.rss_bytes() - before < 60_000_000  # 120 MB were sent
-        wait_until(lambda: refused_and_cut(server)["cut"] > 0, "the largest are cut")
+        wait_until(lambda: cut_count(server) > 0, "the largest are cut")
         assert server.lives()
     wait_until(lambda: server.rss_bytes() - before < 30_000_000, "the memory is given back")
 
@@ -285,6 +291,6 @@ def test_headers_without_end_take_no_more_than_their_budget(start: Start) -> Non
             client = stack.enter_context(server.connect())
             with contextlib.suppress(OSError):
                 client.sendall(head[:80_000])
-        wait_until(lambda: refused_and_cut(server)["cut"] > 100, "most are cut")
+        wait_until(lambda: cut_count(server) > 100, "most are cut")
         assert server.lives()
     assert server.rss_bytes() - before < 150_000_000  # 200 of 2 MB without the guard, and more where there are more
