@@ -30,6 +30,7 @@ bench: setup ## measure ingest, delivery and the one-request loop, briefly (need
 	@.venv/bin/python -m bench.ingest --rounds 3 --seconds 2 --items 100
 	@.venv/bin/python -m bench.loop --rounds 3 --seconds 2
 	@.venv/bin/python -m bench.delivery --rounds 3
+	@.venv/bin/python -m bench.isolation --seconds 5
 	@.venv/bin/python -m bench.idle --seconds 10
 
 chaos: setup ## fail everything at random for ten minutes under load, then audit every postback (CHAOS="--seed 7")

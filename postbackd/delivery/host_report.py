@@ -96,6 +96,7 @@ class HostReport:
 
 def _count(row: "memoryview[int]", lane: Lane[Any]) -> None:
     """Add what the lane counted since the last time."""
+    lane.fold_times()
     attempts = sum(lane.buckets)
     parked = lane.parked_count
     if not attempts and not parked:

@@ -6,13 +6,14 @@ before which nothing starts. What waits beyond its share is parked on its virtua
 """
 
 import math
+from bisect import bisect_right
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
 
 from postbackd import oplog
 from postbackd.delivery.breaker import Breaker, Hint, State
 from postbackd.delivery.flow_limit import FlowLimit
-from postbackd.host_board import BUCKETS
+from postbackd.host_board import BOUNDS_MS, BUCKETS, bucket_of
 
 Delivery = TypeVar("Delivery")
 
@@ -49,17 +50,20 @@ class Lane(Generic[Delivery]):
         "breaker",
         "buckets",
         "burst",
-        "completed",
         "dead",
+        "ended_before",
         "faults",
         "flow",
+        "folded",
         "gate_ms",
         "host_key",
         "in_flight",
         "is_strict",
+        "judged",
         "kind",
         "laps",
         "limit",
+        "measured",
         "next_park_ms",
         "pace_ms",
         "paced_ms",
@@ -74,13 +78,12 @@ class Lane(Generic[Delivery]):
         "recall_seen_ms",
         "retried",
         "room",
-        "round_failed",
+        "round_faults",
         "round_left",
-        "round_ms",
-        "samples",
         "samples_failed",
         "stalled_ms",
         "suspended_ms",
+        "times_ms",
         "tokens",
         "traffic",
         "used_ms",
@@ -93,10 +96,15 @@ class Lane(Generic[Delivery]):
         self.host_key = host_key
         self.flow = FlowLimit(bounds.in_flight)
         self.limit = self.flow.value
-        self.round_left = self.limit  # transfers until the round ends
-        self.round_ms = 0.0
-        self.round_failed = 0
+        self.times_ms: list[float] = []  # of the transfers of this round, but for faults
+        self.folded = 0  # how many of them stand in the histogram
+        self.round_left = 1  # the round is over when there are so many; the first one tells the host's kind
+        self.round_faults = 0
         self.was_full = False  # in this round
+        self.ended_before = 0  # transfers that have ended before this round
+        self.measured = 0  # of all that have ended, those that the rate knows
+        self.judged = 0  # and those that the breaker knows
+        self.samples_failed = 0  # that it does not know
         self.kind = NEW
         self.stalled_ms = 0  # how long it has had transfers in flight and none ended
         self.room = UNBOUNDED  # how many may wait, as of the last look
@@ -108,12 +116,10 @@ class Lane(Generic[Delivery]):
         self.pause_ms = 0
         self.pace_ms = 0
         self.breaker = Breaker()
-        self.samples = self.samples_failed = 0  # that the breaker has not been told of
         self.waiting: deque[Delivery] = deque()
         self.in_flight = 0
         self.queued = False  # stands in the turn order
         self.rate_per_s: float | None = None  # None until one window has passed
-        self.completed = 0
         self.window_ms = now_ms
         self.used_ms = now_ms
         self.next_park_ms = 0.0
@@ -128,49 +134,86 @@ class Lane(Generic[Delivery]):
         self.retried = self.dead = self.faults = self.parked_count = 0
         self.traffic = 0.0  # attempts and parked ones of late: who deserves a row
 
-    def end_round(self) -> None:
+    def fault(self, took_ms: float) -> None:
+        """An attempt has failed by the host's fault."""
+        self.round_left -= 1
+        self.round_faults += 1
+        self.faults += 1
+        self.samples_failed += 1
+        self.buckets[bucket_of(took_ms)] += 1
+
+    def ended(self) -> int:
+        """How many transfers have ended, since ever."""
+        return self.ended_before + len(self.times_ms) + self.round_faults
+
+    def fold_times(self) -> None:
+        """Bring the histogram up to the last transfer: sorted, so that each bucket costs one look."""
+        ordered = sorted(self.times_ms[self.folded :])
+        if not ordered:
+            return
+        self.folded = len(self.times_ms)
+        start, last = 0, bucket_of(ordered[-1])
+        for bucket in range(bucket_of(ordered[0]), last):
+            end = bisect_right(ordered, BOUNDS_MS[bucket])
+            self.buckets[bucket] += end - start
+            start = end
+        self.buckets[last] += len(ordered) - start
+
+    def end_round(self, now_ms: int) -> None:
         """As many transfers as the limit have ended: what they say about the limit, and about the host's kind."""
-        ended = self.limit - self.round_left
-        answered = ended - self.round_failed
-        mean_ms = self.round_ms / answered if answered else 0.0
-        self.flow.round_ended(mean_ms, self.round_failed / ended, self.was_full)
-        self.kind = FAST if 0 < mean_ms <= SLOW_MS else SLOW
+        self.fold_times()
+        answered, faults = len(self.times_ms), self.round_faults
+        mean_ms = sum(self.times_ms) / answered if answered else 0.0
+        if self.breaker.state is State.CLOSED:
+            self.flow.round_ended(mean_ms, faults / (answered + faults), self.was_full)
+            self.kind = FAST if 0 < mean_ms <= SLOW_MS else SLOW
         self.stalled_ms = 0
         self._begin_round()
+        if self.samples_failed or self.breaker.state is not State.CLOSED:
+            self.judge(now_ms)
 
     def _begin_round(self) -> None:
-        self.limit = self.round_left = self.flow.value
-        self.round_ms, self.round_failed, self.was_full = 0.0, 0, self.in_flight >= self.limit
+        """Half open, a round is its probe; open, what was in flight before."""
+        self.fold_times()
+        self.ended_before = self.ended()
+        self.times_ms.clear()
+        self.folded = self.round_faults = 0
+        self.limit = self.round_left = self.flow.value if self.breaker.state is State.CLOSED else 1
+        self.was_full = self.in_flight >= self.limit
 
     def measure(self, now_ms: int) -> None:
         """Fold the finished window into the rate; half old, half new follows a host within a few windows."""
         passed_ms = now_ms - self.window_ms
         if passed_ms < RATE_WINDOW_MS:
             return
-        if self.in_flight or self.completed:  # an idle host has no pace to learn from
-            rate_per_s = self.completed * 1000 / passed_ms
+        ended = self.ended()
+        completed, self.measured = ended - self.measured, ended
+        if self.in_flight or completed:  # an idle host has no pace to learn from
+            rate_per_s = completed * 1000 / passed_ms
             self.rate_per_s = rate_per_s if self.rate_per_s is None else (self.rate_per_s + rate_per_s) / 2
-        if self.samples:
-            self.judge(now_ms)
-        self.stalled_ms = self.stalled_ms + passed_ms if self.in_flight and not self.completed else 0
+        self.stalled_ms = self.stalled_ms + passed_ms if self.in_flight and not completed else 0
         if self.stalled_ms > SLOW_MS:
             self.kind = SLOW
-        self.completed = 0
         self.window_ms = now_ms
+        if ended != self.judged:
+            self.judge(now_ms)
 
     def judge(self, now_ms: int) -> None:
         """Let the breaker see what ended: each window, and each round with failures, or a host that refuses at once
         would have been tried a thousand times before."""
         was = self.breaker.state
-        samples, failed = self.samples, self.samples_failed
-        self.samples = self.samples_failed = 0
+        ended = self.ended()
+        samples, failed = ended - self.judged, self.samples_failed
+        self.judged, self.samples_failed = ended, 0
         if self.breaker.count(samples, failed, now_ms):
             self.set_gate()
             self.flow.restart()
+            self.kind = SLOW
             self._begin_round()
             open_s = round((self.breaker.open_until_ms - now_ms) / 1000)
             oplog.warning("breaker_opened", host=self.host_key, for_s=open_s)
         elif was is State.HALF_OPEN:
+            self._begin_round()
             oplog.info("breaker_closed", host=self.host_key)
 
     def is_shut(self, now_ms: int) -> bool:
@@ -192,8 +235,14 @@ class Lane(Generic[Delivery]):
         """Take over what another worker knows of the breaker and the pause."""
         if sibling.until_ms > now_ms and sibling.state is State.CLOSED:
             self.pause(min(sibling.until_ms, now_ms + LONGEST_PAUSE_MS))
+        was = self.breaker.state
         self.breaker.adopt(sibling, now_ms)
         self.set_gate()
+        if self.breaker.state is not was:
+            if was is State.CLOSED:
+                self.flow.restart()
+                self.kind = SLOW
+            self._begin_round()
 
     def spend(self, now_ms: int) -> None:
         """A transfer starts; with a configured rate this may shut the lane until the next one is due (token bucket)."""

@@ -15,8 +15,17 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 
 from postbackd.delivery.breaker import Hint, State
-from postbackd.delivery.lane import FAST, LONGEST_PAUSE_MS, PARK_FAR_MS, RATE_WINDOW_MS, SLOW, Bounds, Delivery, Lane
-from postbackd.host_board import bucket_of
+from postbackd.delivery.lane import (
+    FAST,
+    LONGEST_PAUSE_MS,
+    NEW,
+    PARK_FAR_MS,
+    RATE_WINDOW_MS,
+    SLOW,
+    Bounds,
+    Delivery,
+    Lane,
+)
 
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
 SWEEP_EVERY_MS = 10_000
@@ -34,8 +43,10 @@ class Lanes(Generic[Delivery]):
         self._lanes: dict[str, Lane[Delivery]] = {}
         self._turns: tuple[deque[Lane[Delivery]], ...] = (deque(), deque(), deque())  # FAST, NEW, SLOW
         self._last = SLOW  # the kind that had the last turn, while there is work of several
-        self._held_up = 0  # in flight to hosts that are no fast ones
-        self._held_up_bound = in_flight
+        self._held_places = 0  # in flight to hosts that are no fast ones
+        self._held_bound = in_flight
+        self._new_places = 0  # of those
+        self.held_up = 0  # waiting for hosts that are no fast ones: no reason to claim less for others
         self._spare = in_flight // 4  # nothing is parked for want of room while fewer wait
         self._swept_ms = 0
         self._began_ms: int | None = None
@@ -51,18 +62,27 @@ class Lanes(Generic[Delivery]):
         lane = self._lanes.get(host_key)
         if lane is None:
             lane = self._open(host_key, now_ms)
-        if len(lane.waiting) >= lane.room:
+        if len(lane.waiting) >= lane.room or (lane.kind is not FAST and self.held_up >= self._in_flight):
             lane.look(now_ms)  # what was seen last may be over
-            if len(lane.waiting) >= lane.room and (lane.is_strict or self.waiting >= self._spare):
+            if self._exceeds(lane, len(lane.waiting) + 1):
                 return lane.park_delay_ms(now_ms)
         lane.waiting.append(delivery)
         self.waiting += 1
+        if lane.kind is not FAST:
+            self.held_up += 1
         if not lane.queued:
             if now_ms - lane.used_ms > RATE_WINDOW_MS and not lane.in_flight:
                 lane.window_ms = now_ms  # a rest says nothing of the host's rate
             self._queue(lane, now_ms)
         lane.used_ms = now_ms
         return None
+
+    def _exceeds(self, lane: Lane[Delivery], waiting: int) -> bool:
+        """Whether the last of so many in this lane is to be parked: the lane is shut, or has more than it can take soon
+        while the worker holds many; or too many wait for slow hosts and this one has its next already."""
+        if waiting > lane.room and (lane.is_strict or self.waiting >= self._spare):
+            return True
+        return lane.kind is not FAST and self.held_up > self._in_flight and waiting > 1
 
     def _open(self, host_key: str, now_ms: int) -> Lane[Delivery]:
         lane = self._lanes[host_key] = Lane(host_key, self._bounds_of(host_key), now_ms)
@@ -83,102 +103,99 @@ class Lanes(Generic[Delivery]):
 
     def _queue(self, lane: Lane[Delivery], now_ms: int) -> None:
         """Give the lane a turn when it has work and room."""
-        if lane.waiting and not lane.queued and self._has_room(lane, now_ms) and lane.suspended_ms is None:
+        if not lane.waiting or lane.queued or now_ms < lane.gate_ms or lane.suspended_ms is not None:
+            return
+        if lane.kind is not FAST:
+            lane.breaker.let_probe(now_ms)
+        if lane.in_flight < lane.limit:
             lane.queued = True
             self._turns[lane.kind].append(lane)
 
-    def _has_room(self, lane: Lane[Delivery], now_ms: int) -> bool:
-        if lane.breaker.state is State.CLOSED:
-            return lane.in_flight < lane.limit and now_ms >= lane.gate_ms
-        lane.breaker.let_probe(now_ms)
-        return lane.in_flight == 0 and now_ms >= lane.gate_ms
-
     def take(self, now_ms: int) -> tuple[str, Delivery] | None:
         """The next postback to start, counted as in flight from now; None when nothing may start."""
-        while (turns := self._next_turns()) is not None:
+        fast, new, slow = self._turns
+        while turns := self._next_turns() if new or slow else fast:
             lane = turns.popleft()
-            if not lane.waiting or not self._has_room(lane, now_ms):  # parked, or shut, since it got its turn
-                lane.queued = False
+            if not lane.waiting or lane.in_flight >= lane.limit or now_ms < lane.gate_ms:
+                lane.queued = False  # parked, or shut, since it got its turn
                 continue
             delivery = lane.waiting.popleft()
             self.waiting -= 1
             lane.in_flight += 1
             if lane.kind is not FAST:
-                self._held_up += 1
+                self.held_up -= 1
+                self._held_places += 1
+            if lane.rate_limit_per_s is not None:
+                lane.spend(now_ms)
             if lane.in_flight >= lane.limit:
                 lane.was_full = True
-            lane.spend(now_ms)
-            if lane.waiting and self._has_room(lane, now_ms):
-                self._turns[lane.kind].append(lane)
+                lane.queued = False
+            elif lane.waiting:
+                turns.append(lane)
             else:
                 lane.queued = False
             return lane.host_key, delivery
         return None
 
-    def _next_turns(self) -> deque[Lane[Delivery]] | None:
-        """Whose turn it is. The kinds alternate, and a share of the places in flight is kept for fast hosts."""
-        fast, new, slow = self._turns
-        if not new and not slow:
-            return fast or None
-        if self._held_up >= self._held_up_bound:
-            return fast or None
+    def _next_turns(self) -> deque[Lane[Delivery]]:
+        """Whose turn it is. The kinds alternate; a share of the places in flight is kept for fast hosts, and of what is
+        not a part for new ones: most of them are fast, and should not wait behind the slow to show it."""
+        free = self._held_bound - self._held_places
         for step in (1, 2, 3):
             kind = (self._last + step) % 3
-            if self._turns[kind]:
+            if self._turns[kind] and (kind is FAST or free > (0 if kind is NEW else self._new_places)):
                 self._last = kind
                 return self._turns[kind]
-        return None
+        return self._turns[FAST]
 
     def _change_kind(self, lane: Lane[Delivery], was: int) -> None:
-        """Its transfers in flight count with its new kind; its place in the turn order it keeps."""
-        if was is FAST:
-            self._held_up += lane.in_flight
-        elif lane.kind is FAST:
-            self._held_up -= lane.in_flight
+        """What it has in flight and waiting counts with its new kind; its place in the turn order it keeps."""
+        sign = (was is FAST) - (lane.kind is FAST)
+        self._held_places += sign * lane.in_flight
+        self.held_up += sign * len(lane.waiting)
 
     def _keep_places(self, now_ms: int) -> None:
         """Up to half of the places in flight are not for hosts that hold them for long: as many as fast hosts use."""
         used = sum(lane.limit for lane in self if lane.kind is FAST and now_ms - lane.used_ms < FAST_KEPT_MS)
-        self._held_up_bound = self._in_flight - min(used, self._in_flight // 2)
+        self._held_bound = self._in_flight - min(used, self._in_flight // 2)
+        self._new_places = self._in_flight // 8 if used or self._turns[NEW] else 0
 
     def done(self, host_key: str, now_ms: int, took_ms: float = 0.0) -> None:
         """One transfer of this host has ended with an answer."""
         lane = self._lanes[host_key]
-        lane.buckets[bucket_of(took_ms)] += 1
-        lane.round_ms += took_ms
-        self._ended(lane, now_ms)
+        lane.in_flight -= 1
+        if lane.kind is not FAST:
+            self._held_places -= 1
+        lane.times_ms.append(took_ms)
+        if len(lane.times_ms) >= lane.round_left:
+            self._end_round(lane, now_ms)
+        lane.used_ms = now_ms
+        if not lane.queued:
+            self._queue(lane, now_ms)
 
     def failed(self, host_key: str, now_ms: int, took_ms: float = 0.0, *, is_fault: bool, is_dead: bool) -> None:
         """One attempt has failed, `is_fault`: by the host's fault; its postback will be tried again, or is dead."""
         lane = self._lanes[host_key]
         lane.dead += is_dead
         lane.retried += not is_dead
-        lane.buckets[bucket_of(took_ms)] += 1
-        if is_fault:
-            lane.samples_failed += 1
-            lane.faults += 1
-            lane.round_failed += 1
-        else:
-            lane.round_ms += took_ms
-        self._ended(lane, now_ms)
-
-    def _ended(self, lane: Lane[Delivery], now_ms: int) -> None:
+        if not is_fault:
+            self.done(host_key, now_ms, took_ms)
+            return
         lane.in_flight -= 1
-        lane.completed += 1
-        lane.samples += 1
         if lane.kind is not FAST:
-            self._held_up -= 1
-        lane.round_left -= 1
-        if lane.round_left <= 0:
-            was = lane.kind
-            lane.end_round()
-            if lane.kind is not was:
-                self._change_kind(lane, was)
-            if lane.samples_failed:
-                lane.judge(now_ms)
+            self._held_places -= 1
+        lane.fault(took_ms)
+        if len(lane.times_ms) >= lane.round_left:
+            self._end_round(lane, now_ms)
         lane.used_ms = now_ms
         if not lane.queued:
             self._queue(lane, now_ms)
+
+    def _end_round(self, lane: Lane[Delivery], now_ms: int) -> None:
+        was = lane.kind
+        lane.end_round(now_ms)
+        if lane.kind is not was:
+            self._change_kind(lane, was)
 
     def cancel(self, host_key: str, now_ms: int) -> None:
         """What `take` gave could not be sent at all, by no fault of its host."""
@@ -189,7 +206,7 @@ class Lanes(Generic[Delivery]):
     def _take_back(self, lane: Lane[Delivery]) -> None:
         lane.in_flight -= 1
         if lane.kind is not FAST:
-            self._held_up -= 1
+            self._held_places -= 1
 
     def pause(self, host_key: str, for_ms: int, now_ms: int) -> None:
         """The host has asked for a pause: start nothing for so long."""
@@ -199,7 +216,10 @@ class Lanes(Generic[Delivery]):
         """Another worker of this machine has found out something of a host."""
         lane = self._lanes.get(host_key)
         if lane is not None:
+            was = lane.kind
             lane.adopt(hint, now_ms)
+            if lane.kind is not was:
+                self._change_kind(lane, was)
 
     def suspend(self, host_key: str, delivery: Delivery, now_ms: int) -> None:
         """Take back what `take` gave: its host's address is not known yet. No more turns until `resume`."""
@@ -207,6 +227,8 @@ class Lanes(Generic[Delivery]):
         self._take_back(lane)
         lane.waiting.appendleft(delivery)
         self.waiting += 1
+        if lane.kind is not FAST:
+            self.held_up += 1
         if lane.suspended_ms is None:
             lane.suspended_ms = now_ms
         if lane.queued:
@@ -231,7 +253,7 @@ class Lanes(Generic[Delivery]):
         for lane in self._lanes.values():
             if lane.parked_until_ms and lane.wants_recall(now_ms):
                 wanting.append(lane)
-            if not lane.waiting and not lane.in_flight and not lane.completed:
+            if not lane.waiting and not lane.in_flight and lane.ended() == lane.measured:
                 continue
             was = lane.kind
             lane.measure(now_ms)
@@ -240,8 +262,10 @@ class Lanes(Generic[Delivery]):
             if lane.waiting and not lane.queued:
                 self._queue(lane, now_ms)  # its gate may have opened
             lane.look(now_ms)
-            while len(lane.waiting) > lane.room and (lane.is_strict or self.waiting > self._spare):
+            while lane.waiting and self._exceeds(lane, len(lane.waiting)):
                 self.waiting -= 1
+                if lane.kind is not FAST:
+                    self.held_up -= 1
                 yield lane.waiting.pop(), lane.park_delay_ms(now_ms)
 
     def drop_waiting(self) -> Iterator[Delivery]:
@@ -250,6 +274,8 @@ class Lanes(Generic[Delivery]):
             lane.queued = False
             while lane.waiting:
                 self.waiting -= 1
+                if lane.kind is not FAST:
+                    self.held_up -= 1
                 yield lane.waiting.popleft()
         for turns in self._turns:
             turns.clear()

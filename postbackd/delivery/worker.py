@@ -143,8 +143,9 @@ class DeliveryWorker:
         return min(wait_ms, LONGEST_TURN_MS)
 
     def _open_items(self) -> int:
-        """Items held or asked for that have no outcome yet."""
-        return sum([shard.lease.open_items for shard in self._shards])
+        """Items held or asked for that have no outcome yet; not those that slow hosts keep waiting: they cost others no
+        claim."""
+        return sum([shard.lease.open_items for shard in self._shards]) - self._lanes.held_up
 
     # Transfers
 
