@@ -131,7 +131,7 @@ class Lanes(Generic[Delivery]):
                 lane.was_full = True
                 lane.queued = False
             elif lane.waiting:
-                turns.append(lane)
+                self._turns[lane.kind].append(lane)
             else:
                 lane.queued = False
             return lane.host_key, delivery
@@ -149,7 +149,7 @@ class Lanes(Generic[Delivery]):
         return self._turns[FAST]
 
     def _change_kind(self, lane: Lane[Delivery], was: int) -> None:
-        """What it has in flight and waiting counts with its new kind; its place in the turn order it keeps."""
+        """What it has in flight and waiting counts with its new kind; it stands with it from its next turn on."""
         sign = (was is FAST) - (lane.kind is FAST)
         self._held_places += sign * lane.in_flight
         self.held_up += sign * len(lane.waiting)

@@ -289,3 +289,14 @@ def test_places_held_are_counted_right_when_a_host_changes() -> None:
         subject.failed("a", NOW_MS + 2000, 10_000.0, is_fault=True, is_dead=False)
     assert subject._held_places == 0
     assert subject.get("a").limit < 8  # type: ignore[union-attr]
+
+
+def test_host_that_is_known_to_be_fast_stands_with_the_fast_ones_though_it_always_has_work() -> None:
+    subject = Lanes[str](lambda _host: Bounds(32), in_flight=256)
+    fill(subject, "a", 200)
+    for _ in range(20):
+        taken = subject.take(NOW_MS)
+        assert taken is not None
+        subject.done("a", NOW_MS, 5.0)
+    subject.take(NOW_MS)
+    assert [len(turns) for turns in subject._turns] == [1, 0, 0]
