@@ -2,9 +2,10 @@
 """Names → addresses, in threads of our own, so that dead or slow names delay no healthy one.
 
 (libcurl's own resolver threads: 60 slow names filled them and a healthy name timed out after 5 s.) One look-up a
-name at a time; names that were slow or failed share a few threads among themselves. Answers are kept for 60 s, and
-an old one serves up to a minute longer while it is looked up again. The policy is asked here first: a name all of
-whose addresses are forbidden is blocked, and of a mixed one only the allowed addresses are used.
+name at a time. A name nobody knows anything of has a thread at once, up to MOST_THREADS, since it may be the hundredth
+dead one or the healthy one behind it; names that were slow or failed share a few threads among themselves. Answers are
+kept for 60 s, and an old one serves up to a minute longer while it is looked up again. The policy is asked here first:
+a name all of whose addresses are forbidden is blocked, and of a mixed one only the allowed addresses are used.
 """
 
 import os
@@ -19,8 +20,10 @@ from postbackd.scoreboard import monotonic_ms
 KEPT_MS = 60_000
 KEPT_FAILED_MS = 5_000
 STALE_MS = 60_000
-THREADS = 8
-SLOW_THREADS = 4
+THREADS = 8  # that stay
+MOST_THREADS = 128  # each holds a thread's stack and a descriptor while its name is looked up
+SURPLUS_S = 30.0  # a thread beyond those that stay ends when it had nothing to do so long
+SLOW_THREADS = 16
 SLOW_MS = 1000
 MAX_NAMES = 100_000
 
@@ -42,11 +45,12 @@ class Resolver:
         self._verdict = verdict
         self._answers: dict[str, Answer] = {}
         self._pending: set[str] = set()
-        self._ready: queue.SimpleQueue[tuple[str, Answer]] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[str, Answer] | None] = queue.SimpleQueue()  # None: a thread has ended
         self._fast: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._slow: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._threads = 0
+        self._slow_pending: set[str] = set()
+        self._threads = 0  # for names that nobody knows to be slow
 
     def fileno(self) -> int:
         return self._event
@@ -72,8 +76,14 @@ class Resolver:
             return []
         names = []
         while not self._ready.empty():
-            name, answer = self._ready.get()
+            found = self._ready.get()
+            if found is None:
+                self._threads -= 1
+                self._add_thread()
+                continue
+            name, answer = found
             self._pending.discard(name)
+            self._slow_pending.discard(name)
             if len(self._answers) >= MAX_NAMES:
                 del self._answers[next(iter(self._answers))]
             self._answers[name] = answer
@@ -86,18 +96,38 @@ class Resolver:
         self._pending.add(name)
         if not self._threads:
             self._start_threads()
-        is_slow = last is not None and (last.took_ms > SLOW_MS or not last.addresses)
-        (self._slow if is_slow else self._fast).put(name)
+        if last is not None and (last.took_ms > SLOW_MS or not last.addresses):
+            self._slow_pending.add(name)
+            self._slow.put(name)
+        else:
+            self._fast.put(name)
+            self._add_thread()
 
     def _start_threads(self) -> None:
-        for names, count in ((self._fast, THREADS), (self._slow, SLOW_THREADS)):
-            for _ in range(count):
-                threading.Thread(target=self._serve, args=(names,), daemon=True, name="resolver").start()
-                self._threads += 1
+        for _ in range(SLOW_THREADS):
+            self._start_thread(self._slow, None)
+        for _ in range(THREADS):
+            self._start_thread(self._fast, None)
+        self._threads = THREADS
 
-    def _serve(self, names: "queue.SimpleQueue[str]") -> None:
+    def _add_thread(self) -> None:
+        """One more where each has a name to wait for."""
+        if self._threads < min(len(self._pending) - len(self._slow_pending), MOST_THREADS):
+            self._start_thread(self._fast, SURPLUS_S)
+            self._threads += 1
+
+    def _start_thread(self, names: "queue.SimpleQueue[str]", rest_s: float | None) -> None:
+        threading.Thread(target=self._serve, args=(names, rest_s), daemon=True, name="resolver").start()
+
+    def _serve(self, names: "queue.SimpleQueue[str]", rest_s: float | None) -> None:
+        """Look names up; `rest_s` without any ends the thread."""
         while True:
-            name = names.get()
+            try:
+                name = names.get(timeout=rest_s)
+            except queue.Empty:
+                self._ready.put(None)
+                os.eventfd_write(self._event, 1)
+                return
             answer = look_up(name, self._verdict)
             self._ready.put((name, answer))
             os.eventfd_write(self._event, 1)
