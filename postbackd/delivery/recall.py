@@ -19,7 +19,7 @@ from postbackd.delivery.lane import Lane
 PAGE = 500  # items looked at in one exchange: 0.3 ms of the server's time
 EVERY_MS = 10
 MAX_HOSTS = 32  # of one pass; the others have their turn in the next
-MAX_IDS = 64  # endpoints of one host
+MAX_IDS = 1024  # endpoints of one pass; of a host that has more, the next ones in the next pass
 MAX_MOVED = 512  # of one host in one exchange
 
 
@@ -42,6 +42,9 @@ class Recaller:
         self._left = 0  # shards of this pass, the present one included; 0: the next question begins a pass
         self._is_whole = True
         self._lanes: list[Lane[Any]] = []  # that this pass is for
+        self._ids: list[Sequence[bytes]] = []  # their endpoints
+        self._cut: Lane[Any] | None = None  # has more endpoints than a pass can name
+        self._first_id = 0  # of its endpoints
         self._cursor = b""
         self._began_ms = 0
         self._asked_ms = 0
@@ -55,15 +58,26 @@ class Recaller:
         if not self._left or all(lane.recall_room <= 0 for lane in self._lanes):
             self._begin(wanting, now_ms)
         rooms = (max(0, min(lane.recall_room, MAX_MOVED)) for lane in self._lanes)
-        ids = (self._ids_of(lane.host_key)[:MAX_IDS] for lane in self._lanes)
-        return Recall(self._cursor, PAGE, list(zip(rooms, ids, strict=True)))
+        return Recall(self._cursor, PAGE, list(zip(rooms, self._ids, strict=True)))
 
     def _begin(self, wanting: Sequence[Lane[Any]], now_ms: int) -> None:
         self._cursor = b""
         self._left, self._is_whole = self._shards, True
         self._began_ms = now_ms
-        self._turn = (self._turn + MAX_HOSTS) % len(wanting) if len(wanting) > MAX_HOSTS else 0
-        self._lanes = [*wanting[self._turn :], *wanting[: self._turn]][:MAX_HOSTS]
+        self._turn = (self._turn + len(self._lanes)) % len(wanting)
+        self._lanes, self._ids, self._cut = [], [], None
+        left = MAX_IDS
+        for lane in [*wanting[self._turn :], *wanting[: self._turn]][:MAX_HOSTS]:
+            ids = self._ids_of(lane.host_key)
+            if len(ids) > left:
+                if self._lanes:
+                    break
+                self._cut = lane
+                self._first_id = (self._first_id + left) % len(ids)
+                ids = [*ids[self._first_id :], *ids[: self._first_id]][:left]
+            left -= len(ids)
+            self._lanes.append(lane)
+            self._ids.append(ids)
 
     def took(self, cursor: bytes, counts: Sequence[int], now_ms: int) -> None:
         """The answer: where to go on, and for each host how many were brought forward and how many seen beyond that."""
@@ -86,5 +100,5 @@ class Recaller:
         self._left = max(self._left - 1, 0)
         if self._left == 0 and self._is_whole:
             for lane in self._lanes:
-                if max(lane.recall_seen_ms, lane.parked_ms) < self._began_ms:
+                if lane is not self._cut and max(lane.recall_seen_ms, lane.parked_ms) < self._began_ms:
                     lane.forget_parked()
