@@ -103,4 +103,3 @@ def test_hundred_dead_names_delay_no_healthy_host_nor_the_exit(server: redis.Red
             daemon.destroy()
     waiting = server.llen(KEYS.ready) + server.llen(KEYS.wake) + server.zcard(KEYS.later)
     assert waiting == DEAD * ITEMS, "all of the dead ones are given back"
-    assert server.zcard(KEYS.workers) == 0
