@@ -95,6 +95,12 @@ class Lanes(Generic[Delivery]):
             lane.parked_until_ms = now_ms + PARK_FAR_MS  # by a worker that is no more
         return lane
 
+    def look_for_parked(self, now_ms: int) -> None:
+        """A worker has died, perhaps with all of its machine: what it had parked, it calls back no more."""
+        self._began_ms = now_ms
+        for lane in self:
+            lane.parked_until_ms = max(lane.parked_until_ms, now_ms + PARK_FAR_MS)
+
     def get(self, host_key: str) -> Lane[Delivery] | None:
         return self._lanes.get(host_key)
 

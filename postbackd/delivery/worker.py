@@ -73,6 +73,7 @@ class DeliveryWorker:
         self._lanes: Lanes[Delivery] = Lanes(self._bounds, self._in_flight_limit)
         self._overflowed_ms = 0
         self._published_ms = 0
+        self._reclaimed = cells[Cell.RECLAIMED]
         self._lease_lost_said = False
         transfers.watch(resolver_descriptor)
 
@@ -120,6 +121,9 @@ class DeliveryWorker:
         self._listen_to_queue(now_ms)
         if now_ms - self._overflowed_ms >= OVERFLOW_EVERY_MS:
             self._overflowed_ms = now_ms
+            if self._cells[Cell.RECLAIMED] != self._reclaimed:
+                self._reclaimed = self._cells[Cell.RECLAIMED]
+                self._lanes.look_for_parked(now_ms)
             for delivery, delay_ms in self._lanes.overflow(now_ms):
                 self._recorder.park_for_host(delivery, delay_ms, self._clock.now_ms())
         self._host_report.turn(self._lanes, now_ms)

@@ -167,6 +167,19 @@ def test_successor_of_a_dead_worker_calls_back_what_it_never_saw_parked() -> Non
     assert took_ms < 60_000
 
 
+def test_survivor_calls_back_what_a_worker_of_another_machine_had_parked() -> None:
+    world = World(50_000)
+    world.run(120_000)
+    world.restart()
+    world.is_dead = False
+    world.lanes._began_ms = -HOUR_MS  # an old worker, that never met the host
+    world.ready.append(50_000)
+    world.run(30_000)
+    assert len(world.delivered) < 5_000, "it knows of nothing"
+    world.lanes.look_for_parked(world.now_ms)
+    assert world.run_until_delivered(50_000 - len(world.attempts)) < 60_000
+
+
 def test_steady_slow_host_gets_each_parked_postback_at_its_pace() -> None:
     """10 a second for 2,000 of them: claimed once to be parked, and once or twice more, in 200 s."""
     world = World(2_000, per_tick=1)
