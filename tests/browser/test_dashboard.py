@@ -300,6 +300,7 @@ def test_stopped_daemon_is_told_and_comes_back_by_itself(start: Callable[..., Da
     expect(page.locator("#state-text")).to_have_text("no answer")
     expect(page.locator("#verdict")).to_contain_text("The daemon does not answer")
     expect(page.locator("body")).to_have_attribute("data-state", "away")
+    expect(page.locator("#fresh")).to_have_text(re.compile("^figures are .* old$"))
     daemon.start()
     expect(page.locator("#state-text")).to_have_text("ready")
     expect(page.locator("body")).to_have_attribute("data-state", "live")
@@ -326,5 +327,5 @@ def test_overload_is_told(start: Callable[..., Daemon], open_page: Open) -> None
     daemon = start(roles="ingest,admin")
     page = open_page(daemon)
     assert daemon.post({"endpoint": {"method": "GET", "url": "http://127.0.0.1:1/"}, "data": [{}] * 1000})[0] == 202
-    finding = page.locator("#verdict li", has_text="More comes in than goes out")
+    finding = page.locator("#verdict li", has_text="Postbacks wait and none is tried")
     expect(finding).to_contain_text("1,000 are ready and wait, the oldest for ")

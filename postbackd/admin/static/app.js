@@ -88,6 +88,7 @@ function show() {
   showVerdict(findings, showFailuresOf);
   speak(findings);
   showState(isAway);
+  showAge();
   if (view.stats) showStats(view.stats);
 }
 
@@ -162,7 +163,7 @@ function speak(findings) {
 
 function showAge() {
   const ageMs = Date.now() - view.answeredMs;
-  const isLate = view.answeredMs && ageMs > STALE_MS;
+  const isLate = view.answeredMs && (ageMs > STALE_MS || view.failedSinceMs !== null);
   setText(byId("fresh"), !view.answeredMs ? "" : isLate ? `figures are ${span(Math.floor(ageMs / 1000))} old` : "live");
   setAttribute(byId("fresh"), "data-level", isLate ? "warn" : null);
 }

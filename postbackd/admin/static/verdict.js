@@ -69,7 +69,7 @@ function aboutLoad(stats, points) {
   let begun = null;
   for (let at = points.length - 1; at >= 0 && (points[at].oldest_s ?? 0) > OLD_S; at -= 1) begun = points[at].t * 1000;
   return [{
-    kind: "overload", level: "warn", who: "us", title: "More comes in than goes out",
+    kind: "overload", level: "warn", who: "us", title: now.attempts_per_s ? "More comes in than goes out" : "Postbacks wait and none is tried",
     text: `${count(queue.ready)} are ready and wait, the oldest for ${span(queue.oldest_ready_s)}. In ${rate(now.in_per_s)}/s, out ${rate(now.out_per_s)}/s.${full}${since(begun, stats.now_ms)}`,
   }];
 }
