@@ -14,6 +14,7 @@ from postbackd.queue.cluster import ClusterRoute, Map, slot_of
 from postbackd.queue.dead_letters import DeadLetters
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
+from postbackd.queue.figures import FigureReader
 from postbackd.queue.find import Finder
 from postbackd.queue.idle_wait import IdleWait
 from postbackd.queue.keys import Keys
@@ -176,3 +177,9 @@ def test_node_that_the_others_call_failed_is_cut_and_left_alone() -> None:
             route.open(1, 5)
         assert not wires[0].has_gone() and not wires[2].has_gone()
         route.open(2, 5)
+        enqueuer = Enqueuer(link_to(group.url, 2), Keys("pb", 2), 1000, Durability(Queue(url=group.url)))
+        enqueuer.enqueue(EID, RECORD, [b"a"])
+        reader = FigureReader(group.url, [Keys("pb", shard) for shard in range(SHARDS)])
+        figures = reader.read()
+        assert (figures.reachable, figures.ready) == (True, 1), "those of the shards that answer"
+        assert figures.error is not None and "failed" in figures.error

@@ -3,6 +3,7 @@
 
 import pytest
 
+from postbackd.queue.wire import mask
 from postbackd.queue_url import Node, parse_queue_url
 
 
@@ -52,3 +53,10 @@ def test_what_is_wrong_is_said_without_the_password(url: str, word: str) -> None
 def test_nodes_are_urls_of_their_own() -> None:
     assert Node("::1", 7).url("u:p") == "redis://u:p@[::1]:7"
     assert Node("h", 7).url() == "redis://h:7"
+
+
+@pytest.mark.parametrize("rest", ["a:1,b:2/postbacks", "[::1]:1,b:2"])
+def test_password_is_masked_in_messages(rest: str) -> None:
+    scheme = "sentinel" if "/" in rest else "cluster"
+    assert mask(f"{scheme}://user:s3c@ret@{rest}") == f"{scheme}://user:***@{rest}"
+    assert mask(f"{scheme}://{rest}") == f"{scheme}://{rest}"
