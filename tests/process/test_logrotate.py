@@ -26,7 +26,7 @@ def all_lines(folder: Path) -> list[bytes]:
     lines: list[bytes] = []
     for path in folder.glob("deliveries.jsonl*"):
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        assert data.endswith(b"\n"), path
+        assert not data or data.endswith(b"\n"), path  # empty: renamed before anything was tried again
         lines += data.splitlines()
     return lines
 
@@ -60,7 +60,10 @@ def test_logrotate_loses_no_line_and_tail_shows_each(tmp_path: Path) -> None:
         settings = [part for setting in daemon.settings for part in ("--set", setting)]
         with shown.open("wb") as output:
             tail = subprocess.Popen(
-                [*POSTBACKD, "tail", "--follow", "--lines", "1000000", "--json", *settings], stdout=output
+                [*POSTBACKD, "tail", "--follow", "--lines", "1000000", "--json", *settings],
+                stdout=output,
+                # What a shell starts in the background ignores SIGINT, and all it starts does too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
             )
         try:
             wait_until(lambda: shown.stat().st_size, "tail has begun")

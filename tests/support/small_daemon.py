@@ -82,7 +82,7 @@ def deliver(context: SlotContext, settings: Settings, url: str, _hosts: HostBoar
         seen, names = context.scoreboard.deaths_since(seen)
         for name in names:
             note(context, f"reclaims {name}")
-        if told:
+        if told and ignores:  # a signal that comes only now is the loop's to see
             note(context, "ignores")
             told.clear()
         time.sleep(0.02)
