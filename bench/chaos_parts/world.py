@@ -120,7 +120,9 @@ class World:
     def start_daemon(self) -> None:
         """Start postbackd; it may find Redis away."""
         with self.output.open("ab") as output:
-            self.daemon = subprocess.Popen([*POSTBACKD, "run", *self.options()], stdout=output, stderr=output)
+            # Without the admin app: its port would be the default one, and somebody else's.
+            command = [*POSTBACKD, "run", "--roles", "ingest,deliver", *self.options()]
+            self.daemon = subprocess.Popen(command, stdout=output, stderr=output)
 
     # Look
 
