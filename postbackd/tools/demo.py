@@ -38,7 +38,9 @@ def main() -> int:
             'security.allow_networks=["127.0.0.0/8"]',
         ]
         stack.enter_context(_process(sink, output))
-        daemon = stack.enter_context(_process(["run", *(p for s in settings for p in ("--set", s))], output))
+        daemon = stack.enter_context(
+            _process(["run", "--roles", "ingest,deliver", *(p for s in settings for p in ("--set", s))], output)
+        )
         url = f"http://127.0.0.1:{port}/ingest.php"
         if not _wait(lambda: daemon.poll() is not None or _answers(f"http://127.0.0.1:{port}/ready")):
             return _fail("the daemon did not become ready", output)
