@@ -8,6 +8,8 @@ what the supervisor itself holds (sockets, data_dir, the embedded server) and wh
 does not happen.
 """
 
+import typing
+from types import UnionType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -228,6 +230,22 @@ class Declaration(msgspec.Struct, frozen=True):
     reload: bool
     later: bool
     secret: bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The only values there are, or the only members of a list; empty where the type leaves it open."""
+        return _choices(self.type)
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return parts
+    if origin is Annotated:
+        return _choices(parts[0])
+    if origin in (list, typing.Union, UnionType):
+        return next((found for part in parts if (found := _choices(part))), ())
+    return ()
 
 
 def _declaration(section: str, field: msgspec.structs.FieldInfo) -> Declaration:

@@ -179,8 +179,9 @@ def render_toml(settings: Settings) -> str:
         value = _value_of(settings, declaration)
         shown = _format_toml(_masked(value) if declaration.secret and value else value)
         unit = f" [{declaration.unit}]" if declaration.unit else ""
+        choices = f": {' | '.join(declaration.choices)}" if declaration.choices else ""
         later = " (not supported yet)" if declaration.later else ""
-        lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{later}")
+        lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{choices}{later}")
     for name, host in settings.hosts.items():
         lines += ["", f"[hosts.{_format_toml(name)}]"]
         lines += [f"{key} = {_format_toml(value)}" for key, value in msgspec.structs.asdict(host).items() if value]

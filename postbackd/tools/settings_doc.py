@@ -6,7 +6,7 @@ In: settings.py. Out: the whole page on standard output. A test holds the file i
 
 import types
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -61,9 +61,11 @@ def _about(section: str) -> str:
 def _row(declaration: Declaration) -> str:
     default = _default(declaration)
     text = declaration.text + (" (not supported yet)" if declaration.later else "")
-    kind = _kind(declaration.type)
-    if kind:
-        text += f"; {kind}"
+    if declaration.choices:
+        some = "any of" if isinstance(declaration.default, list) else "one of"
+        text += f"; {some} " + ", ".join(f"`{choice}`" for choice in declaration.choices)
+    if bounds := _bounds(declaration.type):
+        text += f"; {bounds}"
     reload = "yes" if declaration.reload else ""
     return f"| `{declaration.name}` | {default} | {_escape(text)} | {declaration.unit} | {reload} |\n"
 
@@ -75,8 +77,8 @@ def _default(declaration: Declaration) -> str:
     return f"`{_escape(msgspec.json.encode(value).decode())}`"
 
 
-def _kind(annotation: Any) -> str:
-    """The bounds and choices of a type, in words."""
+def _bounds(annotation: Any) -> str:
+    """The bounds of a type, in words."""
     found: list[str] = []
     _collect(annotation, found)
     return ", ".join(dict.fromkeys(found))
@@ -94,8 +96,6 @@ def _collect(annotation: Any, found: list[str]) -> None:
                     for word, bound in (("≥", mark.ge), (">", mark.gt), ("≤", mark.le))
                     if bound is not None
                 ]
-    elif origin is Literal:
-        found.append("one of " + ", ".join(f"`{choice}`" for choice in typing.get_args(annotation)))
     elif origin is typing.Union or origin is types.UnionType:
         for part in typing.get_args(annotation):
             _collect(part, found)

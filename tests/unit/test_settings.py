@@ -92,6 +92,22 @@ def test_every_setting_is_printed_once_with_its_meaning() -> None:
     assert all(d.text for d in declarations())
 
 
+def test_allowed_values_are_printed_where_the_type_names_them() -> None:
+    lines = {line.partition(" = ")[0]: line for line in render_toml(Settings()).splitlines() if " = " in line}
+    for name, choices in {
+        "durability": "server | fsync | replica",
+        "unmatched": "empty | keep | drop_param | fail",
+        "appendfsync": "always | everysec | no",
+        "format": "plain | json",
+        "level": "info | warning | error",
+        "ack": "commit | group",
+        "schemes": "http | https",
+    }.items():
+        assert f": {choices}" in lines[name], lines[name]
+    assert [d.name for d in declarations() if d.choices and d.name not in lines] == []
+    assert "|" not in lines["port"]
+
+
 def test_secrets_are_masked() -> None:
     text = render_toml(load(None, {}, ["queue.url=redis://:hunter2@127.0.0.1:7000"]))
     assert "hunter2" not in text
