@@ -15,7 +15,18 @@ from postbackd.errors import ConfigError
 ROLES = ("ingest", "deliver", "admin")
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+EPILOG = """\b
+Every command but sink takes its settings, the later one winning, from
+  -c FILE                      a TOML file; else the one that POSTBACKD_CONFIG names, else none is read
+  POSTBACKD_INGEST__PORT=9000  the environment: POSTBACKD_<SECTION>__<KEY>, POSTBACKD_DATA_DIR
+  --set ingest.port=9000       any number of times
+`postbackd config` prints them all. Exit code: 0 well, 1 failed, 2 wrong usage or configuration."""
+
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+
+@click.group(cls=Commands, context_settings=HELP, epilog=EPILOG)
 @click.version_option(__version__, prog_name="postbackd")
 def main() -> None:
     """Deliver postbacks: POST one request, and every data object in it becomes one HTTP call, once at least."""
@@ -41,7 +52,7 @@ def run(config: str | None, overrides: tuple[str, ...], roles: str) -> None:
 @config_option
 @set_option
 def check(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Look at configuration, Redis and limits: what is wrong, and how to mend it."""
+    """Say what is wrong here, and how to mend it. Looks at configuration, Redis, ports, limits and files."""
     from postbackd.tools.check import check as run_check
 
     sys.exit(run_check(load_settings(config, overrides), config))
@@ -64,7 +75,7 @@ def show_config(config: str | None, overrides: tuple[str, ...]) -> None:
 @config_option
 @set_option
 def send(file: str, url: str | None, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Post one request from FILE, or from standard input, and print the ids."""
+    """Post one request and print the ids. It is read from FILE, or from standard input."""
     from postbackd.tools.send import send as run_send
 
     sys.exit(run_send(load_settings(config, overrides), file, url, as_json))
@@ -76,7 +87,7 @@ def send(file: str, url: str | None, as_json: bool, config: str | None, override
 @config_option
 @set_option
 def render(file: str, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Show what the request in FILE would send, item by item, and what is wrong with it; nothing is sent."""
+    """Show what the request in FILE would send. Item by item, and what is wrong with it; nothing is sent."""
     from postbackd.tools.render import render as run_render
 
     sys.exit(run_render(load_settings(config, overrides), file, as_json))
@@ -119,10 +130,20 @@ def sink(
 @click.option("--received", required=True, multiple=True, type=existing_file, help="A sink's record or delivery log.")
 @click.option("--show", default=10, show_default=True, type=click.IntRange(0), help="How many ids to name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every id.")
-def audit(sent: tuple[Path, ...], received: tuple[Path, ...], show: int, as_json: bool) -> None:
-    """Compare what was acknowledged with what arrived; exit code 1 when anything is lost."""
+@config_option
+@set_option
+def audit(
+    sent: tuple[Path, ...],
+    received: tuple[Path, ...],
+    show: int,
+    as_json: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Compare what was acknowledged with what arrived. Exit code 1 when anything is lost."""
     from postbackd.tools.audit import audit as run_audit
 
+    load_settings(config, overrides)  # for the commands that it names
     sys.exit(run_audit(sent, received, show, as_json))
 
 
@@ -132,7 +153,7 @@ def audit(sent: tuple[Path, ...], received: tuple[Path, ...], show: int, as_json
 @config_option
 @set_option
 def explain(postback_id: str, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Tell one postback's story: where it is, each attempt, when the next is due."""
+    """Tell one postback's story. Where it is, each attempt, when the next is due."""
     from postbackd.tools.explain import explain as run_explain
 
     sys.exit(run_explain(load_settings(config, overrides), postback_id, as_json))

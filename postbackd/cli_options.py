@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from postbackd import suggestion
 from postbackd.errors import ExitCode, PostbackdError
 from postbackd.settings import Settings
 
@@ -36,6 +37,7 @@ def load_settings(config: str | None, overrides: tuple[str, ...]) -> Settings:
     from postbackd.settings_loader import load
     from postbackd.signing import SigningKeys
 
+    suggestion.remember(config, overrides)
     settings = load(config, os.environ, overrides)
     Policy(settings.security.allow_networks, settings.security.deny_networks)
     retried_statuses(settings.retry.statuses)
@@ -45,7 +47,14 @@ def load_settings(config: str | None, overrides: tuple[str, ...]) -> Settings:
     return settings
 
 
-config_option = click.option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")
+config_option = click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    envvar=suggestion.CONFIG_VARIABLE,
+    show_envvar=True,
+    help="Configuration file (TOML); without one the defaults hold.",
+)
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
 )

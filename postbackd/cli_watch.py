@@ -15,7 +15,7 @@ from postbackd.errors import ConfigError
 @config_option
 @set_option
 def status(as_json: bool, cluster: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Show how the running daemon is; exit code 1 when it is not ready or none runs."""
+    """Show how the running daemon is. Exit code 1 when it is not ready or none runs."""
     from postbackd.tools.status import status as run_status
 
     sys.exit(run_status(load_settings(config, overrides), as_json, cluster))

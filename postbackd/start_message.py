@@ -5,9 +5,12 @@ import os
 import socket
 import string
 
+from postbackd.delivery.egress import Policy
 from postbackd.settings import Settings
+from postbackd.suggestion import command, program
 
 SINK_PORT = 8888
+ALLOW = """--set 'security.allow_networks=["127.0.0.0/8"]'"""
 _SAMPLE = string.Template(
     """{"endpoint": {"method": "GET", "url": "http://127.0.0.1:$port/?k={k}"}, "data": [{"k": "v"}]}"""
 ).substitute(port=SINK_PORT)
@@ -26,10 +29,13 @@ def start_message(
         lines += [
             f"  post to  {url}",
             f"  try      curl -H 'Content-Type: application/json' -d '{_SAMPLE}' {url}",
-            f"           (postbackd sink --port {SINK_PORT} in another terminal shows what arrives)",
+            f"           ({program()} sink --port {SINK_PORT} in another terminal shows what arrives)",
         ]
+        if Policy(settings.security.allow_networks, settings.security.deny_networks).verdict("127.0.0.1"):
+            lines.append(f"           (which is refused here: {ALLOW} lets postbacks go to this machine)")
     if admin_listener:
         lines.append(f"  look at  {ingest_url(admin_listener, '/')}")
+        lines.append(f"  ask      {command('status')}")
     if "deliver" in roles:
         lines.append(f"  log      {settings.log.path}")
     lines.append(f"  stop     Ctrl-C, or kill {os.getpid()}")

@@ -16,6 +16,7 @@ from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire
 from postbackd.settings import Dead
+from postbackd.suggestion import command
 
 EVERY_S = 60.0
 TURN_TTL_S = 55  # of the key that says whose turn it is
@@ -60,9 +61,8 @@ class DeadKeeper:
             while not self._stopping.is_set() and (count := self._move_page(wire)):
                 moved += count
             if moved:
-                oplog.warning(
-                    "dead_letters_moved", count=moved, file=str(self._path), hint="postbackd dead list --overflow"
-                )
+                hint = command("dead list --overflow")
+                oplog.warning("dead_letters_moved", count=moved, file=str(self._path), hint=hint)
             return moved
         except OSError as error:
             oplog.error(

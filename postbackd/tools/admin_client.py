@@ -14,6 +14,7 @@ import psutil
 from postbackd.data_dir import read_processes
 from postbackd.errors import PostbackdError
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 
 TIMEOUT_S = 5.0
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -87,7 +88,7 @@ class AdminClient:
         if pid is None:
             return (
                 f"no daemon runs: nothing answers at {self.address} and none uses data_dir {self._settings.data_dir}; "
-                "start one with postbackd run, or name its configuration with -c"
+                f"start one ({command('run')}), or name its configuration with -c"
             )
         why = "in time" if isinstance(error, socket.timeout) else f"({error})"
         return (

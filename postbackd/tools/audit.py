@@ -18,6 +18,7 @@ import msgspec
 
 from postbackd.codec import format_id, parse_id
 from postbackd.errors import ExitCode, PostbackdError
+from postbackd.suggestion import command
 
 _ID = re.compile(r"(?<![0-9a-zA-Z])[0-9a-f]{16}(?![0-9a-zA-Z])")
 _decode = msgspec.json.Decoder().decode
@@ -135,5 +136,5 @@ def audit(sent_files: Iterable[Path], received_files: Iterable[Path], show: int,
         )
         for name, numbers in named:
             for number in numbers[:show]:
-                click.echo(f"{name}: {format_id(number)}  (postbackd explain {format_id(number)})")
+                click.echo(f"{name}: {format_id(number)}  ({command('explain ' + format_id(number))})")
     return ExitCode.FAILED if found.lost else ExitCode.OK

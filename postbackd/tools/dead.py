@@ -22,6 +22,7 @@ from postbackd.codec import CodecError, decode_record
 from postbackd.errors import ConfigError, ExitCode, PostbackdError
 from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
 from postbackd.queue.dead_overflow import OverflowLetters
+from postbackd.suggestion import command
 
 Letters = DeadLetters | OverflowLetters
 
@@ -76,7 +77,8 @@ def show_letter(letters: Letters, postback_id: str, overflow: bool) -> int:
             click.echo(json.dumps(as_object(letter), indent=2))
             return ExitCode.OK
     where = "in the overflow file" if overflow else "in Redis (the cap may have moved it to the file: --overflow)"
-    click.echo(f"postbackd: {postback_id} is no dead letter {where}; postbackd explain tells where it is", err=True)
+    tells = f"{command('explain ' + postback_id)} tells where it is"
+    click.echo(f"postbackd: {postback_id} is no dead letter {where}; {tells}", err=True)
     return ExitCode.FAILED
 
 

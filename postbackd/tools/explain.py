@@ -27,6 +27,7 @@ from postbackd.queue.embedded import running_url
 from postbackd.queue.find import Finder, Found, id_bytes
 from postbackd.queue.spool_file import SUFFIX
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 
 WORKER_SHIFT, WORKER_MASK = 10, 0xFFF
 
@@ -221,11 +222,11 @@ def _place(story: Story, settings: Settings) -> str:
             when = f"in {due_s:.1f} s" if due_s > 0 else f"{-due_s:.1f} s ago, so with the next claim"
             return f"later: attempt {story['next_attempt']} is due {story['due']}, {when}"
         case "dead":
-            return f"dead since {story['died']}: {story['reason']} (postbackd dead replay --id {story['id']})"
+            return f"dead since {story['died']}: {story['reason']} ({command('dead replay --id ' + story['id'])})"
         case "spooled":
             return f"spooled in {story['file']}: it goes to the queue when Redis is back"
         case "dead (overflow file)":
-            how = f"postbackd dead replay --overflow --id {story['id']}"
+            how = command(f"dead replay --overflow --id {story['id']}")
             return f"dead since {story['died']}: {story['reason']}, in {story['file']} ({how})"
         case "damaged":
             return f"in {story['file']}: damaged on the disk of the spool, so it was not enqueued; a person must look"

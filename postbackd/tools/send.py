@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from postbackd.errors import ExitCode, PostbackdError
 from postbackd.senders import secret_of
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 
 TIMEOUT_S = 30
 
@@ -54,7 +55,7 @@ def _post(url: str, body: bytes, token: str | None) -> tuple[int, bytes]:
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PostbackdError(f"{url} cannot be reached: {reason}; does the daemon run? (postbackd run)") from None
+        raise PostbackdError(f"{url} cannot be reached: {reason}; does the daemon run? ({command('run')})") from None
     finally:
         connection.close()
 

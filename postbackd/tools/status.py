@@ -7,6 +7,7 @@ from rich.console import Console
 
 from postbackd.errors import ExitCode
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 from postbackd.tools.admin_client import AdminClient
 from postbackd.tools.board import cluster_table, headline, host_table, sorted_hosts, summary, worker_table
 
@@ -31,6 +32,6 @@ def status(settings: Settings, as_json: bool, cluster: bool) -> int:
     hosts = sorted_hosts(stats["hosts"], "trouble")
     console.print(host_table(hosts[:HOSTS_SHOWN]))
     if len(hosts) > HOSTS_SHOWN:
-        console.print(f"… and {len(hosts) - HOSTS_SHOWN} more: postbackd status --json", style="dim")
+        console.print(f"… and {len(hosts) - HOSTS_SHOWN} more: {command('status --json')}", style="dim")
     console.print("", worker_table(stats["workers"]), sep="\n")
     return code

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from postbackd.errors import ExitCode, PostbackdError
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 from postbackd.tools.admin_client import AdminClient
 from postbackd.tools.board import SORTS, Stats, headline, host_table, is_in_trouble, sorted_hosts, summary, worker_table
 from postbackd.tools.figures import count, rate, resample, span, sparkline
@@ -113,7 +114,7 @@ class View:
 def top(settings: Settings, interval_s: float) -> int:
     """Run until q or Ctrl-C. Raises PostbackdError where no daemon answers at the start."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise PostbackdError("top needs a terminal: use postbackd status, or status --json, in a pipe")
+        raise PostbackdError(f"top needs a terminal: in a pipe use {command('status')} (or --json)")
     client, view, console = AdminClient(settings), View(), Console(highlight=False)
     _ask(client, view)
     if view.stats is None:

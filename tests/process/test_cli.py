@@ -104,6 +104,19 @@ def test_environment_and_set_override_the_file(tmp_path: Path) -> None:
     assert (found["ingest"]["port"], found["ingest"]["workers"], found["ingest"]["max_items"]) == (1003, 8, 5)
 
 
+def test_file_may_be_named_by_the_environment_and_hints_repeat_what_was_given(tmp_path: Path) -> None:
+    file, other = tmp_path / "c.toml", tmp_path / "d.toml"
+    file.write_text("[ingest]\nmax_items = 5\n")
+    other.write_text("[ingest]\nmax_items = 6\n")
+    assert "max_items = 5 " in postbackd("config", POSTBACKD_CONFIG=str(file)).stdout
+    assert "max_items = 6 " in postbackd("config", "-c", str(other), POSTBACKD_CONFIG=str(file)).stdout
+    settings = settings_for(tmp_path, f"admin.port={free_port()}")
+    ended = postbackd("status", "-c", str(other), *settings)
+    assert f"postbackd run -c {other} --set data_dir={tmp_path}/var" in ended.stderr
+    told = postbackd("--help").stdout
+    assert "-c FILE" in told and "POSTBACKD_CONFIG" in told and "--set ingest.port=9000" in told
+
+
 def test_config_prints_every_setting_and_can_be_read_again(tmp_path: Path) -> None:
     printed = postbackd("config").stdout
     found = tomllib.loads(printed)
