@@ -104,9 +104,15 @@ def test_tail_shows_what_is_asked_for(busy: tuple[Daemon, str, str]) -> None:
     assert delivered in well and dead in given_up
     assert "\x1b" not in "".join(lines)
     assert " dead " in given_up and "refused_status: http_4xx" in given_up
-    for options in (["--failed"], ["--id", dead], ["--host", "127.0.0.1", "-n", "1"]):
+    log = daemon.log()
+    failed = next(entry for entry in log if entry["id"] == dead)
+    for options, entry in (
+        (["--failed"], failed),
+        (["--id", dead], failed),
+        (["--host", "127.0.0.1", "-n", "1"], log[-1]),
+    ):
         [line] = postbackd("tail", "--json", *options, *settings_of(daemon)).stdout.splitlines()
-        assert json.loads(line) == next(entry for entry in daemon.log() if entry["id"] == dead), options
+        assert json.loads(line) == entry, options
     assert postbackd("tail", "--host", "elsewhere", *settings_of(daemon)).stdout == ""
     ended = postbackd("tail", "--id", "no", *settings_of(daemon))
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
