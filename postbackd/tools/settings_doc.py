@@ -18,10 +18,10 @@ INTRO = """\
 
 This page is written from the declarations in `postbackd/settings.py` (`make config`); do not edit it.
 
-Settings come from a TOML file (`-c FILE`, or the one that `POSTBACKD_CONFIG` names), then from the environment (`POSTBACKD_INGEST__PORT=9000`), then from
-`--set ingest.port=9000`; the later one wins. `postbackd config` prints what is in force, secrets masked, and
-`postbackd check` judges it. An unknown key or a wrong value ends the start with one line that names the nearest right
-one. Durations are seconds and may have fractions; sizes are bytes.
+Settings come from a TOML file (`-c FILE`, or the one that `POSTBACKD_CONFIG` names), then from the environment
+(`POSTBACKD_INGEST__PORT=9000`), then from `--set ingest.port=9000`; the later one wins. `postbackd config` prints what
+is in force, secrets masked, and `postbackd check` judges it. An unknown key or a wrong value ends the start with one
+line that names the nearest right one. Durations are seconds and may have fractions; sizes are bytes.
 
 "Reload" tells whether a SIGHUP takes up a changed value; the others need a restart.
 """
