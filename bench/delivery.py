@@ -103,7 +103,17 @@ def target_server(name: str, latency_s: float) -> Iterator[int]:
             yield port
         return
     port = free_port()
-    command = [sys.executable, "-m", "postbackd.cli", "sink", "--port", str(port), "--latency", str(latency_s)]
+    command = [
+        sys.executable,
+        "-m",
+        "postbackd.cli",
+        "sink",
+        "--quiet",
+        "--port",
+        str(port),
+        "--latency",
+        str(latency_s),
+    ]
     with process(OTHER_CORE, command, stdout=subprocess.DEVNULL):
         wait_for_port(port)
         yield port

@@ -118,7 +118,16 @@ class Split:
         for machine in self.machines:
             stack.callback(machine.destroy)
         for machine in self.machines[1:] if self.has_cables else self.machines[1:2]:
-            sink = [*machine.host.prefix, sys.executable, "-m", "postbackd.cli", "sink", "--port", str(sink_port)]
+            sink = [
+                *machine.host.prefix,
+                sys.executable,
+                "-m",
+                "postbackd.cli",
+                "sink",
+                "--quiet",
+                "--port",
+                str(sink_port),
+            ]
             sink += ["--record", str(machine.folder / "received.jsonl"), "--latency", "0.005"]
             stack.enter_context(process(None, sink, stdout=subprocess.DEVNULL))
         self.machines[0].start()

@@ -85,7 +85,15 @@ class World:
 
     def start_sink(self, number: int) -> None:
         """Start one of the sinks; it appends to its record."""
-        command = [*POSTBACKD, "sink", "--port", str(self.sink_ports[number]), "--record", str(self.record(number))]
+        command = [
+            *POSTBACKD,
+            "sink",
+            "--quiet",
+            "--port",
+            str(self.sink_ports[number]),
+            "--record",
+            str(self.record(number)),
+        ]
         self.sinks[number] = subprocess.Popen([*command, *SINKS[number]], stdout=subprocess.DEVNULL)
 
     def record(self, number: int) -> Path:

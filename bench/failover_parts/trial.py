@@ -124,7 +124,7 @@ def trial(
     """Daemons with these roles on one queue, the first of which is under load, for the length of a with block."""
     folder = Path(tempfile.mkdtemp(prefix="pbtrial"))
     sink_port = free_port()
-    sink = [sys.executable, "-m", "postbackd.cli", "sink", "--port", str(sink_port)]
+    sink = [sys.executable, "-m", "postbackd.cli", "sink", "--quiet", "--port", str(sink_port)]
     sink += ["--record", str(folder / "received.jsonl"), "--latency", "0.005"]
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)

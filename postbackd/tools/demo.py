@@ -27,7 +27,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pbdemo")))
         sink_port, port, queue_port = _free_port(), _free_port(), _free_port()
         record, log, output = folder / "received.jsonl", folder / "deliveries.jsonl", folder / "output"
-        sink = ["sink", "--port", str(sink_port), "--record", str(record)]
+        sink = ["sink", "--quiet", "--port", str(sink_port), "--record", str(record)]
         settings = [
             f"data_dir={folder}/var",
             f"log.path={log}",

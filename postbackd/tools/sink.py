@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The sink: an HTTP/1.1 target that records what arrives and fails on order.
 
-One process, one epoll, no framework: fast enough to be the target of a benchmark. It answers every request with
-one status, can wait before it answers, fail a share of requests with 500, drop a share without an answer, or leave a
-share hanging. Each
-request is one JSON line in the record: time, method, url, headers, body, and the status it is about to be answered
-with (null where it gets no answer). For tests, benches and trying things out; it is no server for the open network.
+One process, one epoll, no framework: fast enough (when quiet) to be the target of a benchmark. It answers every
+request with one status, can wait before it answers, fail a share of requests with 500, drop a share without an answer,
+or leave a share hanging. Each request is one line for a person, and one JSON line in the record: time, method, url,
+headers, body, and the status it is about to be answered with (null where it gets no answer). For tests, benches and
+trying things out; it is no server for the open network.
 """
 
 import base64
@@ -17,11 +17,12 @@ import socket
 import time
 from pathlib import Path
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TextIO
 
 import msgspec
 
 from postbackd.errors import PostbackdError
+from postbackd.tools.plain_text import printable
 
 READ_BYTES = 65_536
 MAX_HEAD_BYTES = 65_536
@@ -119,6 +120,14 @@ def record_line(request: Request, now_s: float, status: int | None) -> bytes:
     return msgspec.json.encode(entry) + b"\n"
 
 
+def shown_line(request: Request, now_s: float, status: int | None) -> str:
+    """One line for a person; `status` None = no answer."""
+    clock = time.strftime("%H:%M:%S", time.localtime(now_s)) + f".{int(now_s * 1000) % 1000:03}"
+    method, url = printable(request.method.decode("latin-1")), printable(request.url.decode("latin-1"))
+    answer = "no answer" if status is None else str(status)
+    return f"{clock} {method} {url} {answer}, body {len(request.body)} bytes\n"
+
+
 def answer_bytes(status: int, method: bytes = b"GET") -> bytes:
     """The whole answer with this status."""
     body = b"" if status in WITHOUT_BODY else ANSWER_BODY
@@ -140,10 +149,15 @@ class _Connection:
 
 
 class Sink:
-    """Listens, answers, records, until SIGTERM or SIGINT."""
+    """Listens, answers, records and shows, until SIGTERM or SIGINT."""
 
-    def __init__(self, host: str, port: int, options: Options, record: Path | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, options: Options, record: Path | None = None, output: TextIO | None = None
+    ) -> None:
+        """`output` gets one line a request; None: none."""
         self._options = options
+        self._output = output
+        self._unshown: list[str] = []
         self._record: IO[bytes] | None = None
         try:
             self._listener = socket.create_server((host, port), backlog=BACKLOG)
@@ -193,6 +207,10 @@ class Sink:
             connection.waiting = False
             self._send(connection, answer)
             self._take_requests(connection)
+        if self._unshown and self._output is not None:  # once a turn: a flush for each would halve its speed
+            self._output.write("".join(self._unshown))
+            self._output.flush()
+            self._unshown.clear()
 
     def _accept(self) -> None:
         while True:
@@ -241,6 +259,8 @@ class Sink:
         if self._record is not None:
             self._record.write(record_line(request, time.time(), status))
             self._record.flush()  # before the answer: what was answered stands in the record
+        if self._output is not None:
+            self._unshown.append(shown_line(request, time.time(), status))
         if status is None:
             connection.buffer.clear()
             connection.waiting = True

@@ -49,7 +49,7 @@ line-height: {line_height}px; white-space: pre; }} {styles}</style>
 
 def sink(address: str, options: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [*POSTBACKD, "sink", "--host", address, "--port", "80", *options], stdout=subprocess.DEVNULL
+        [*POSTBACKD, "sink", "--quiet", "--host", address, "--port", "80", *options], stdout=subprocess.DEVNULL
     )
 
 

@@ -262,6 +262,25 @@ def test_sink_fails_and_drops_on_order(tmp_path: Path) -> None:
         assert status_of(sink.port) == 204
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_sink_shows_each_request_at_once_unless_quiet(tmp_path: Path, quiet: bool) -> None:
+    port, shown = free_port(), tmp_path / "shown"
+    with shown.open("wb") as output:
+        command = [*POSTBACKD, "sink", "--port", str(port), *(["--quiet"] if quiet else [])]
+        process = subprocess.Popen(command, stdout=output)
+    try:
+        wait_until(lambda: "sink listens" in shown.read_text(), "it listens")
+        for _ in range(2):
+            assert http("POST", f"http://127.0.0.1:{port}/a?k=v", b"four", {"Content-Type": "a/b"})[0] == 200
+        if not quiet:
+            wait_until(lambda: shown.read_text().count("POST /a?k=v 200, body 4 bytes") == 2, "both are shown")
+    finally:
+        process.terminate()
+        process.wait(STOP_BOUND_S)
+    lines = shown.read_text().splitlines()
+    assert (len(lines), lines[-1]) == (2 if quiet else 4, "sink received 2 requests")
+
+
 def test_sink_on_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert_one_line(postbackd("sink", "--port", str(taken.getsockname()[1])), 1, "listen")

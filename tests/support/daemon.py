@@ -67,7 +67,7 @@ class Sink:
         self.record = folder / "received.jsonl"
         self.port = port or free_port()
         self.process = subprocess.Popen(
-            [*POSTBACKD, "sink", "--port", str(self.port), "--record", str(self.record), *options],
+            [*POSTBACKD, "sink", "--quiet", "--port", str(self.port), "--record", str(self.record), *options],
             stdout=(folder / "sink.out").open("wb"),
             stderr=subprocess.STDOUT,
         )
