@@ -9,8 +9,8 @@ help: ## list the targets
 setup: ## install what is missing into .venv
 	@bash scripts/setup.sh
 
-run: setup ## run the daemon in the foreground with etc/dev.toml
-	@exec .venv/bin/postbackd run -c etc/dev.toml
+run: setup ## run the daemon in the foreground with etc/dev.toml (more by ARGS="--set ingest.port=9000")
+	@POSTBACKD_RUN_BY='make run' exec .venv/bin/postbackd run -c etc/dev.toml $(ARGS)
 
 demo: setup ## send the sample request to a daemon and show what arrives
 	@.venv/bin/python -m postbackd.tools.demo

@@ -23,6 +23,7 @@ from typing import TypedDict
 
 from postbackd import oplog
 from postbackd.errors import BootError
+from postbackd.suggestion import with_setting
 
 LOCK_WAIT_S = 2.0  # children of a supervisor that was killed a moment ago need some milliseconds to die
 LOCK_RETRY_S = 0.02
@@ -76,7 +77,7 @@ class DataDir:
                     holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
                     raise BootError(
                         f"data_dir {self.path} is in use by another postbackd (pid {holder}): "
-                        "stop it or set data_dir to another directory"
+                        f"stop it or take another: {with_setting('data_dir=' + self.path.name + '2')}"
                     ) from None
                 time.sleep(LOCK_RETRY_S)
         os.ftruncate(self._lock_fd, 0)

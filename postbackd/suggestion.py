@@ -13,6 +13,7 @@ import sys
 from postbackd.settings import declarations
 
 CONFIG_VARIABLE = "POSTBACKD_CONFIG"
+STARTER_VARIABLE = "POSTBACKD_RUN_BY"  # `make run` says so
 
 _options: tuple[str, ...] = ()
 
@@ -32,6 +33,20 @@ def remember(config: str | None, overrides: tuple[str, ...]) -> None:
 def command(text: str) -> str:
     """`dead list` as `postbackd dead list -c FILE`, by the name that this process was started by."""
     return " ".join([program(), text, *_options])
+
+
+def with_setting(override: str) -> str:
+    """How to start it again with one more setting, as it was started: `--set …` added, or make's ARGS."""
+    starter = os.environ.get(STARTER_VARIABLE)
+    if not starter:
+        return f"--set {shlex.quote(override)}"
+    given = _options[2:] if _options[:1] == ("-c",) else _options  # the file is the Makefile's own
+    return f'{starter} ARGS="{" ".join([*given, "--set", shlex.quote(override)])}"'
+
+
+def with_other_port(setting: str, port: int) -> str:
+    """How to start it again with another port than the one that is taken."""
+    return with_setting(f"{setting}={port + 1000 if port < 64_000 else port - 1000}")
 
 
 def program() -> str:

@@ -22,6 +22,7 @@ if [ ${#missing[@]} -gt 0 ]; then
         echo "setup: these Debian packages are missing; install them with: sudo apt-get install ${missing[*]}" >&2
         exit 1
     fi
+    echo "setup: installing Debian packages: ${missing[*]} …"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
@@ -36,9 +37,12 @@ if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
 fi
 # What is there already is kept: a changed lock costs what has changed (make clean forgets what it has no more).
 if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    echo "setup: making .venv with $("$python" --version) …"
     "$python" -m venv --clear .venv
 fi
+echo "setup: installing $(grep -c '==' requirements.lock) packages into .venv, which may take a few minutes …"
 .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 # With the pinned setuptools, not whatever is newest today.
 .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 echo "$wanted" >"$stamp"
+echo "setup: done"

@@ -21,6 +21,7 @@ import redis
 
 from postbackd.errors import BootError
 from postbackd.settings import Queue
+from postbackd.suggestion import with_other_port
 
 START_BOUND_S = 60  # loading a large append-only file takes its time
 PROBE_EVERY_S = 0.02
@@ -208,7 +209,9 @@ class EmbeddedServer:
     def _why_it_ended(self) -> str:
         tail = self._log_path.read_text(errors="replace").splitlines()[-20:]
         if any("bind" in line or "Address already in use" in line for line in tail):
-            return f"queue.port {self._settings.port} is taken: set another queue.port, or stop what listens there"
+            port = self._settings.port
+            other = with_other_port("queue.port", port)
+            return f"queue.port {port} is taken: stop what listens there (ss -ltnp shows it) or take another: {other}"
         return f"the embedded server ended at once; see the last lines of {self._log_path}"
 
 

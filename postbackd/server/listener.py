@@ -26,6 +26,7 @@ from postbackd.server.framing import Framing, quiet_excepthook
 from postbackd.server.guard import Guard
 from postbackd.server.watch import NO_LIMITS, Limits
 from postbackd.settings import Admin
+from postbackd.suggestion import with_other_port
 
 BACKLOG = 1024
 BEAT_EVERY_S = 5.0  # the supervisor calls a worker stuck after 60 s; one wake-up in 5 s costs nothing
@@ -88,14 +89,15 @@ def bind(host: str, port: int, backlog: int = BACKLOG, section: str = "ingest") 
         listener.listen(backlog)
     except OSError as error:
         listener.close()
-        raise BootError(f"cannot listen on {host}:{port}: {_explain_bind(error, section)}") from error
+        raise BootError(f"cannot listen on {host}:{port}: {_explain_bind(error, section, port)}") from error
     return _prepare(listener)
 
 
-def _explain_bind(error: OSError, section: str) -> str:
+def _explain_bind(error: OSError, section: str, port: int) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"the port is taken; stop what listens there (ss -ltnp shows it) or set {section}.port"
+            other = with_other_port(f"{section}.port", port)
+            return f"the port is taken; stop what listens there (ss -ltnp shows it) or take another: {other}"
         case errno.EACCES:
             return f"ports below 1024 need CAP_NET_BIND_SERVICE; set {section}.port higher or grant it"
         case errno.EADDRNOTAVAIL:

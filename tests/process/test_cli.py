@@ -52,6 +52,16 @@ def test_taken_ingest_port_is_one_line(tmp_path: Path) -> None:
     assert_one_line(ended, 1, str(port), "taken", "ingest.port")
 
 
+def test_make_run_passes_arguments_and_says_how_to_take_another_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        given = f"--set data_dir={tmp_path}/var --set ingest.port={port}"
+        ended = subprocess.run(
+            ["make", "run", f"ARGS={given}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=STOP_BOUND_S
+        )
+    assert_one_line(ended, 2, "taken", f'make run ARGS="{given} --set ingest.port=')
+
+
 def test_unreachable_redis_is_one_line(tmp_path: Path) -> None:
     port = free_port()
     ended = postbackd("run", *settings_for(tmp_path, f"queue.url=redis://:secret@127.0.0.1:{port}"))

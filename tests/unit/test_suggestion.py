@@ -39,6 +39,14 @@ def test_a_file_that_the_environment_names_needs_no_option(monkeypatch: pytest.M
     assert suggestion.command("run") == "postbackd run -c b.toml"
 
 
+def test_another_setting_goes_where_the_first_ones_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert suggestion.with_other_port("ingest.port", 8080) == "--set ingest.port=9080"
+    assert suggestion.with_other_port("ingest.port", 65535) == "--set ingest.port=64535"
+    monkeypatch.setenv("POSTBACKD_RUN_BY", "make run")
+    suggestion.remember("etc/dev.toml", ("admin.port=9081",))
+    assert suggestion.with_setting("data_dir=a b") == "make run ARGS=\"--set admin.port=9081 --set 'data_dir=a b'\""
+
+
 def test_program_is_named_so_that_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, link = tmp_path / "venv" / "postbackd", tmp_path / "bin" / "postbackd"
     for folder in (ours.parent, link.parent):
