@@ -201,6 +201,7 @@ class Observer:
             "now_ms": now_ms,
             "version": __version__,
             "node": self.node,
+            "data_dir": str(Path(self.settings.data_dir).resolve()),
             "started_ms": self.facts.started_ms,
             "uptime_s": (now_ms - self.facts.started_ms) / 1000,
             "state": self._scoreboard.phase.name.lower(),

@@ -6,6 +6,7 @@ Whatever keeps the answer away (no daemon, no admin process, a wrong token) beco
 
 import http.client
 import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from postbackd.data_dir import read_processes
 from postbackd.errors import PostbackdError
 from postbackd.settings import Settings
 from postbackd.suggestion import command
+from postbackd.worker_pool import node_name
 
 TIMEOUT_S = 5.0
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -82,6 +84,19 @@ class AdminClient:
                 f"({path} gave {response.status}): set admin.host and admin.port"
             )
         return answer
+
+    def stranger(self, stats: Answer) -> str | None:
+        """What to tell when it is another daemon of this machine that answered /stats; None when it is the one meant.
+
+        Of another machine nothing is said: there the same data_dir has another path, and nobody comes there by chance.
+        """
+        ours, theirs = str(Path(self._settings.data_dir).resolve()), stats.get("data_dir")
+        if theirs in (None, ours) or stats["node"] != node_name():
+            return None
+        return (
+            f"another daemon answers at {self.address}: its data_dir is {theirs}, the configured one {ours}; "
+            "name its configuration with -c, or set admin.port"
+        )
 
     def _why_away(self, error: Exception) -> str:
         pid = supervisor_pid(self._settings)

@@ -32,13 +32,15 @@ def headline(stats: Stats) -> Text:
     return text.append(f"{stats['state']}, NOT READY: {reasons}", "bold red")
 
 
-def summary(stats: Stats) -> Table:
-    """The figures of the last ten seconds, the queue, the spool and the workers, one line each."""
+def summary(stats: Stats, asked: str) -> Table:
+    """Which daemon answered where, the figures of the last ten seconds, queue, spool and workers, one line each."""
     now, queue, spool, workers = stats["now"], stats["queue"], stats["spool"], stats["workers"]
     latency, lag = now["latency_ms"], now["lag_ms"]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
+    place = f"{asked}, data_dir {printable(stats['data_dir'])}" if "data_dir" in stats else asked
+    table.add_row("daemon", Text(place, "dim", overflow="ellipsis", no_wrap=True))
     table.add_row(
         "volume",
         f"in {rate(now['in_per_s'])}/s   out {rate(now['out_per_s'])}/s   attempts {rate(now['attempts_per_s'])}/s   "

@@ -17,7 +17,10 @@ HOSTS_SHOWN = 20
 
 def status(settings: Settings, as_json: bool, cluster: bool) -> int:
     """Print it; exit code 1 where the daemon is not ready. Raises PostbackdError where none answers."""
-    stats = AdminClient(settings).get("/stats")
+    client = AdminClient(settings)
+    stats = client.get("/stats")
+    if stranger := client.stranger(stats):
+        click.echo(f"postbackd: {stranger}", err=True)
     code = ExitCode.OK if stats["ready"] else ExitCode.FAILED
     if as_json:
         click.echo(msgspec.json.encode(stats["cluster"] if cluster else stats))
@@ -28,7 +31,7 @@ def status(settings: Settings, as_json: bool, cluster: bool) -> int:
     if cluster:
         console.print(cluster_table(stats["cluster"]))
         return code
-    console.print(headline(stats), summary(stats), "", sep="\n")
+    console.print(headline(stats), summary(stats, client.address), "", sep="\n")
     hosts = sorted_hosts(stats["hosts"], "trouble")
     console.print(host_table(hosts[:HOSTS_SHOWN]))
     if len(hosts) > HOSTS_SHOWN:

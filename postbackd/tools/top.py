@@ -27,7 +27,7 @@ from postbackd.tools.board import SORTS, Stats, headline, host_table, is_in_trou
 from postbackd.tools.figures import count, rate, resample, span, sparkline
 
 LOOK_S = 0.1  # for keys and the terminal's size
-SUMMARY_LINES = 7
+SUMMARY_LINES = 8
 FRAME_LINES = 9  # headline, sparklines, blank lines, table heads, foot
 KEYS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[5~": "page up", b"\x1b[6~": "page down", b"\x1b[H": "home"}
 
@@ -35,7 +35,9 @@ KEYS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[5~": "page up", b"\x1b[6~": "
 class View:
     """What is on the screen, as a function of the last answers, the keys and the size."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: str) -> None:
+        self.asked = asked
+        self.stranger: str | None = None
         self.stats: Stats | None = None
         self.points: list[dict[str, Any]] = []
         self.error: str | None = None
@@ -68,7 +70,9 @@ class View:
         if self.stats is None:
             return Text(self.error or "asking the daemon …", "bold red" if self.error else "dim")
         workers = self.stats["workers"]
-        room = size.height - SUMMARY_LINES - FRAME_LINES - 1
+        told = self._headline(now_s)
+        headlines = len(told.wrap(Console(width=size.width), size.width))
+        room = size.height - SUMMARY_LINES - FRAME_LINES - headlines
         worker_rows = min(len(workers), max(1, room // 3))
         host_rows = max(1, room - worker_rows)
         hosts = sorted_hosts(self.stats["hosts"], self.sort)
@@ -77,8 +81,8 @@ class View:
             workers, key=lambda worker: (worker["alive"], worker["role"] != "deliver", worker["slot"])
         )
         return Group(
-            self._headline(now_s),
-            summary(self.stats),
+            told,
+            summary(self.stats, self.asked),
             self._lines(size.width),
             Text(""),
             host_table(hosts[self.first : self.first + host_rows]),
@@ -90,7 +94,8 @@ class View:
     def _headline(self, now_s: float) -> Text:
         assert self.stats is not None
         if self.error is None:
-            return headline(self.stats)
+            text = headline(self.stats)
+            return text.append(f"\n{self.stranger}", "bold red") if self.stranger else text
         return Text(f"NO ANSWER for {span(now_s - self.answered_s)}, what follows is old: {self.error}", "bold red")
 
     def _lines(self, width: int) -> Text:
@@ -115,7 +120,8 @@ def top(settings: Settings, interval_s: float) -> int:
     """Run until q or Ctrl-C. Raises PostbackdError where no daemon answers at the start."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise PostbackdError(f"top needs a terminal: in a pipe use {command('status')} (or --json)")
-    client, view, console = AdminClient(settings), View(), Console(highlight=False)
+    client, console = AdminClient(settings), Console(highlight=False)
+    view = View(client.address)
     _ask(client, view)
     if view.stats is None:
         raise PostbackdError(view.error or "no answer")
@@ -145,6 +151,7 @@ def _run(client: AdminClient, view: View, live: Live, interval_s: float) -> None
 def _ask(client: AdminClient, view: View) -> None:
     try:
         view.stats = client.get("/stats")
+        view.stranger = client.stranger(view.stats)
         view.points = client.get("/history?range=15m")["points"]
     except PostbackdError as error:
         view.error = str(error)

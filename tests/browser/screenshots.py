@@ -95,7 +95,8 @@ def pictures_of_dashboard(url: str) -> None:
 
 
 def picture_of_top(overrides: list[str]) -> None:
-    client, view = AdminClient(load(None, {}, overrides)), View()
+    client = AdminClient(load(None, {}, overrides))
+    view = View(client.address)
     view.stats = client.get("/stats")
     view.points = client.get("/history?range=15m")["points"]
     console = Console(file=io.StringIO(), record=True, width=132, height=34, force_terminal=True, highlight=False)

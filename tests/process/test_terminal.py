@@ -66,6 +66,25 @@ def test_status_tells_a_running_daemon(busy: tuple[Daemon, str, str]) -> None:
     assert "deliver 0" in text and "\x1b" not in text
 
 
+def test_status_and_top_say_when_another_daemon_answers(busy: tuple[Daemon, str, str], tmp_path: Path) -> None:
+    daemon, _, _ = busy
+    theirs, ours = (str(Path(path).resolve()) for path in (daemon.data_dir, tmp_path / "other"))
+    told = postbackd("status", *settings_of(daemon))
+    assert f"127.0.0.1:{daemon.admin_port}, data_dir {theirs}"[:100] in told.stdout and told.stderr == ""
+    elsewhere = settings_of(daemon, f"data_dir={ours}")
+    for options in ([], ["--json"], ["--cluster"]):
+        told = postbackd("status", *options, *elsewhere)
+        [line] = told.stderr.splitlines()
+        assert "another daemon answers" in line and theirs in line and ours in line
+        assert told.stdout
+    terminal = Terminal("top", *elsewhere, columns=160, rows=40)
+    try:
+        assert "another daemon answers" in terminal.wait_for("q quit")
+        terminal.end("q")
+    finally:
+        terminal.close()
+
+
 def test_status_as_json_is_what_the_admin_app_says(busy: tuple[Daemon, str, str]) -> None:
     daemon, _, _ = busy
     ended = postbackd("status", "--json", *settings_of(daemon))

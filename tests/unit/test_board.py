@@ -33,7 +33,8 @@ def stats(**figures: Any) -> dict[str, Any]:
     worker = {"role": "deliver", "slot": 0, "pid": 7, "alive": True, "restarts": 0, "heartbeat_age_s": 0.1}
     daemon = {"node": "a", "version": "1", "state": "running", "ready": True, "seen_ms_ago": 0, "in_per_s": 1.5}
     return {
-        "version": "1", "node": "node7", "uptime_s": 90.0, "state": "running", "ready": True, "reasons": [],
+        "version": "1", "node": "node7", "data_dir": "/x/var", "uptime_s": 90.0,
+        "state": "running", "ready": True, "reasons": [],
         "queue": {"reachable": True, "error": None, "ready": 1234, "leased": 3, "later": 4, "dead": 0,
                   "oldest_ready_s": 0.5, "used_memory_bytes": 2048, "server": "valkey 9"},
         "spool": {"bytes": 0, "max_bytes": 1 << 30, "files": 0}, "log": {"path": "x", "lines_lost": 0},
@@ -128,7 +129,7 @@ def test_what_is_wrong_is_said_in_words() -> None:
     wrong["queue"].update(reachable=False, error="refused")
     wrong["log"]["lines_lost"] = 3
     wrong["workers"][0].update(alive=False, pid=None)
-    told = shown(headline(wrong), summary(wrong), worker_table(wrong["workers"]))
+    told = shown(headline(wrong), summary(wrong, "127.0.0.1:8081"), worker_table(wrong["workers"]))
     for words in (
         "NOT READY: queue: refused",
         "AWAY: refused",
@@ -144,9 +145,10 @@ def test_what_is_wrong_is_said_in_words() -> None:
 
 
 def test_well_daemon_is_told_in_figures() -> None:
-    told = shown(headline(stats()), summary(stats()))
+    told = shown(headline(stats()), summary(stats(), "127.0.0.1:8081"))
     for words in (
         "up 1 min 30 s, running, ready",
+        "daemon   127.0.0.1:8081, data_dir /x/var",
         "1,234 ready (oldest 0.5 s)",
         "99.7 % of attempts",
         "deliver 1 of 1",
@@ -169,7 +171,7 @@ def test_machines_are_summed_up() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(200, 60), (80, 24), (60, 14), (20, 5)])
 def test_top_fits_whatever_terminal(width: int, height: int) -> None:
-    view = View()
+    view = View("127.0.0.1:8081")
     view.stats = stats(hosts=[host(f"{number}.example") for number in range(100)])
     view.points = [{"in": float(number), "out": None} for number in range(50)]
     told = shown(view.render(ConsoleDimensions(width, height), 0.0), width=width)
@@ -179,7 +181,7 @@ def test_top_fits_whatever_terminal(width: int, height: int) -> None:
 
 
 def test_top_obeys_its_keys() -> None:
-    view = View()
+    view = View("127.0.0.1:8081")
     view.stats = stats(hosts=[host(f"{number:02}.example") for number in range(60)])
     assert not view.press("s") and view.sort == "rate"
     assert not view.press("page down") and view.first == 10
@@ -191,8 +193,15 @@ def test_top_obeys_its_keys() -> None:
     assert view.press("q")
 
 
+def test_top_says_when_another_daemon_answers() -> None:
+    view = View("127.0.0.1:8081")
+    view.stats, view.stranger = stats(hosts=[host(f"{number}.example") for number in range(100)]), "another one " * 20
+    told = shown(view.render(ConsoleDimensions(80, 30), 0.0), width=80)
+    assert "another one" in told and len(told.splitlines()) <= 30
+
+
 def test_top_says_that_what_it_shows_is_old() -> None:
-    view = View()
+    view = View("127.0.0.1:8081")
     view.stats, view.error, view.answered_s = stats(), "no daemon runs", 10.0
     assert "NO ANSWER for 5.0 s, what follows is old: no daemon runs" in shown(
         view.render(ConsoleDimensions(160, 40), 15.0)
