@@ -23,16 +23,14 @@ from collections.abc import Callable, Iterable
 from types import ModuleType, TracebackType
 from typing import Any
 
+from postbackd.server.bjoern_request import CLIENT_FD_OFFSET, find_fd, request_of
+from postbackd.server.held import UnreadAnswersError
+
 Environ = dict[str, Any]
 App = Callable[..., Iterable[bytes]]
 
 MAX_DROPPED = 2_000  # complete requests of parsers that failed, kept until they are cleared away
 OTHER_ENDS = 16
-# Where Request.client_fd is in bjoern 3.2.2 (64 bits); Request.client_addr, which is also REMOTE_ADDR, is behind it.
-CLIENT_FD_OFFSET = 104
-_ADDRESS_BEHIND_FD = 8
-_REQUEST_BEHIND_HEAD = 16  # of the object start_response
-_REQUEST_BYTES = 200
 
 _BytesIO = io.BytesIO
 _write, _seek, _tell = _BytesIO.write, _BytesIO.seek, _BytesIO.tell
@@ -191,29 +189,21 @@ class Framing:
     def _connection_of(self, env: Environ, start_response: Any) -> int | None:
         """bjoern's descriptor of the connection that this call belongs to, if it can be told.
 
-        start_response points at bjoern's Request. Its place in there is checked by the object that it holds beside
-        it, REMOTE_ADDR; an incomplete request has none, and is then trusted to be as those before.
+        An incomplete request has no REMOTE_ADDR to check its place by, and is then trusted to be as those before.
         """
-        request = ctypes.c_void_p.from_address(id(start_response) + _REQUEST_BEHIND_HEAD).value
-        if type(start_response).__name__ != "start_response" or request is None:
+        request = request_of(start_response)
+        if request is None:
             return None
         if "REMOTE_ADDR" in env:
-            offset = _find_address(request, id(env["REMOTE_ADDR"]))
+            offset = find_fd(request, env["REMOTE_ADDR"])
             if offset is None:
                 return None
-            self._fd_offset = offset - _ADDRESS_BEHIND_FD
+            self._fd_offset = offset
         fd = ctypes.c_int.from_address(request + self._fd_offset).value
         try:
             return fd if stat.S_ISSOCK(os.fstat(fd).st_mode) else None
         except OSError:
             return None
-
-
-def _find_address(request: int, address: int) -> int | None:
-    for offset in range(0, _REQUEST_BYTES, 8):
-        if ctypes.c_void_p.from_address(request + offset).value == address:
-            return offset
-    return None
 
 
 def closing_answer(status: str, body: bytes) -> bytes:
@@ -247,8 +237,8 @@ def _too_large(body: Any, start_response: Any, max_body_bytes: int) -> list[byte
 
 
 def quiet_excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """bjoern prints what the app raises; a refused request is no fault of ours and leaves no traceback."""
-    if kind is MisframedError:
+    """bjoern prints what the app raises; what a client does wrong is no fault of ours and leaves no traceback."""
+    if kind is MisframedError or kind is UnreadAnswersError:
         sys.last_value = sys.last_traceback = None  # it would keep the request until the next one
         return
     sys.__excepthook__(kind, error, trace)

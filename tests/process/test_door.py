@@ -16,12 +16,12 @@ from tests.support.door_server import BOUND_S, DoorServer, get, read_all, reques
 Start = Callable[..., DoorServer]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["at once", "held"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     servers: list[DoorServer] = []
 
     def start(**limits: int) -> DoorServer:
-        servers.append(DoorServer(tmp_path, limits))
+        servers.append(DoorServer(tmp_path, limits, holds=request.param == "held"))
         wait_until(servers[-1].lives, "it serves")
         return servers[-1]
 
@@ -63,9 +63,9 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoorServer]:
-    server = DoorServer(tmp_path_factory.mktemp("door"), {})
+@pytest.fixture(scope="module", params=["at once", "held"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DoorServer]:
+    server = DoorServer(tmp_path_factory.mktemp("door"), {}, holds=request.param == "held")
     wait_until(server.lives, "it serves")
     yield server
     server.destroy()

@@ -19,10 +19,11 @@ REPOSITORY = Path(__file__).parents[2]
 # Answers with the request as it understood it; every request it has run is a line of `handled`.
 CHILD = """
 import os, socket, sys
-from postbackd.server import guard, listener
+from postbackd.server import guard, held, listener
 from postbackd.server.watch import NO_LIMITS
 
-fd, handled_path, limits = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
+fd, handled_path, limits, holds = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3]), sys.argv[4] == "True"
+holder = held.Holder()
 handled = os.open(handled_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 counts = {"refused": 0, "cut": 0}
 
@@ -33,6 +34,8 @@ def app(environ, start_response):
     answer = environ.get("HTTP_X_SHOWN", "").encode() or answer
     if environ["PATH_INFO"] == "/big":
         answer = b"x" * 8_000_000
+    elif holds and (connection := holder.hold(environ, start_response)):
+        return connection.wait_for(lambda: ("200 OK", [("Content-Length", str(len(answer)))], answer), start_response)
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
 
@@ -48,7 +51,8 @@ listener.serve(socket.socket(fileno=fd), app, lambda: None, 5.0, beat=lambda: No
 class DoorServer:
     """One process that serves, with limits of the test's choice."""
 
-    def __init__(self, folder: Path, limits: dict[str, int]) -> None:
+    def __init__(self, folder: Path, limits: dict[str, int], *, holds: bool = False) -> None:
+        """`holds`: answers are held back until every request that has arrived was run."""
         self.handled_path = folder / "handled"
         self.front = 0  # the port of a proxy before it, if the test has one
         self.errors = folder / "errors"
@@ -56,7 +60,7 @@ class DoorServer:
             self.port = listener.getsockname()[1]
             fd = listener.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(fd), str(self.handled_path), repr(limits)],
+                [sys.executable, "-c", CHILD, str(fd), str(self.handled_path), repr(limits), str(holds)],
                 pass_fds=[fd],
                 cwd=REPOSITORY,
                 stderr=self.errors.open("wb"),
