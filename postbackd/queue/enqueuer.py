@@ -6,11 +6,19 @@ form, enqueue.lua, otherwise. What is known belongs to the connection and is for
 server closes it.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import hiredis
 
-from postbackd.errors import IdempotencyConflictError, QueueFullError, QueueUnavailableError, QueueUnsureError
+from postbackd.errors import (
+    DurabilityTimeoutError,
+    IdempotencyConflictError,
+    PostbackdError,
+    QueueFullError,
+    QueueUnavailableError,
+    QueueUnsureError,
+)
 from postbackd.queue.durability import Durability
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
@@ -23,6 +31,15 @@ ONCE_TTL_S = 86_400  # 24 hours
 KNOWN_FOR_MS = 3_600_000
 MAX_KNOWN = 65_536  # endpoints; beyond it all are forgotten and stored once more
 RECOUNT_MS = 1000
+COMMAND_ELEMENTS = 1000  # of one RPUSH that several requests share; larger ones save nothing and hold up others
+
+
+class QueuedRequest(NamedTuple):
+    """What of a request goes to the queue."""
+
+    endpoint_id: bytes
+    record: bytes
+    elements: list[bytes]
 
 
 class Enqueuer:
@@ -64,6 +81,81 @@ class Enqueuer:
         except QueueUnavailableError as error:
             self._link.lose(error)
             raise
+
+    def enqueue_group(self, requests: Sequence[QueuedRequest]) -> list[PostbackdError | None]:
+        """Commit several requests in one round trip: for each None, or the error that `enqueue` would have raised.
+
+        Requests that this way leaves undone for certain (a lost script, a refused command, no connection) are enqueued
+        one by one, with all that `enqueue` does about it.
+        """
+        now_ms = monotonic_ms()
+        try:
+            results = self._enqueue_together(self._wire(now_ms), requests, now_ms)
+        except QueueUnsureError as error:
+            self._link.lose(error)
+            return [error] * len(requests)
+        except (QueueUnavailableError, QueueFullError) as error:  # nothing was sent
+            results = [error] * len(requests)
+        for place, result in enumerate(results):
+            if result is not None and not isinstance(result, DurabilityTimeoutError):
+                try:
+                    self.enqueue(*requests[place])
+                    results[place] = None
+                except PostbackdError as error:
+                    results[place] = error
+        return results
+
+    def _enqueue_together(
+        self, wire: Wire, requests: Sequence[QueuedRequest], now_ms: int
+    ) -> list[PostbackdError | None]:
+        """What became of each. A broken exchange is a QueueUnsureError for all of them."""
+        commands = self._commands_for(requests, now_ms)
+        try:
+            wire.send(b"".join([packed for packed, _ in commands]) + self._durability.packed_wait)
+        except QueueUnavailableError as error:  # of several commands the first ones may have gone out whole
+            raise QueueUnsureError(str(error)) from None
+        replies = [wire.read() for _ in commands]
+        short: PostbackdError | None = None
+        if self._durability.waits:
+            self._read_replicas(wire)
+            try:
+                self._durability.judge(self._replicas)
+            except DurabilityTimeoutError as error:
+                short = error
+        results: list[PostbackdError | None] = [short] * len(requests)
+        for reply, (_, places) in zip(replies, commands, strict=True):
+            if not isinstance(reply, hiredis.ReplyError):
+                self._depth = reply
+                continue
+            for place in places:
+                self._known.pop(requests[place].endpoint_id, None)
+                results[place] = error_of(reply)
+        return results
+
+    def _commands_for(self, requests: Sequence[QueuedRequest], now_ms: int) -> list[tuple[bytes, list[int]]]:
+        """Packed commands, each with the places of the requests that it enqueues whole."""
+        commands: list[tuple[bytes, list[int]]] = []
+        plain: list[bytes] = []
+        places: list[int] = []
+        new: dict[tuple[bytes, bytes], list[int]] = {}
+        known = self._known
+        for place, (endpoint_id, record, elements) in enumerate(requests):
+            if now_ms - known.get(endpoint_id, -KNOWN_FOR_MS) >= KNOWN_FOR_MS:
+                new.setdefault((endpoint_id, record), []).append(place)
+                continue
+            if plain and len(plain) + len(elements) > COMMAND_ELEMENTS:
+                commands.append((pack(("RPUSH", self._keys.ready, *plain)), places))
+                plain, places = [], []
+            plain += elements
+            places.append(place)
+        if plain:
+            commands.append((pack(("RPUSH", self._keys.ready, *plain)), places))
+        for (endpoint_id, record), of_endpoint in new.items():
+            keys = (self._keys.ready, self._keys.endpoint(endpoint_id))
+            elements = [element for place in of_endpoint for element in requests[place].elements]
+            commands.append((ENQUEUE.packed(keys, (RECORD_TTL_S, record, *elements)), of_endpoint))
+            self._note_known(endpoint_id, now_ms)
+        return commands
 
     def enqueue_once(
         self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
@@ -140,9 +232,7 @@ class Enqueuer:
             if is_noscript(reply):
                 wire.call(*ENQUEUE.load_command())
                 reply = self._exchange(wire, packed)
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[endpoint_id] = now_ms
+            self._note_known(endpoint_id, now_ms)
         if isinstance(reply, hiredis.ReplyError):
             self._known.pop(endpoint_id, None)
             raise error_of(reply)
@@ -152,14 +242,22 @@ class Enqueuer:
             self._durability.judge(self._replicas)
         return depth
 
+    def _note_known(self, endpoint_id: bytes, now_ms: int) -> None:
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[endpoint_id] = now_ms
+
     def _exchange(self, wire: Wire, packed: bytes) -> Any:
         """One write and its reply, with the wait for replicas behind it in the same packet."""
         wire.send(packed + self._durability.packed_wait)
         reply = wire.read()
         if self._durability.waits:
-            waited = wire.read()
-            self._replicas = waited if isinstance(waited, int) else 0
+            self._read_replicas(wire)
         return reply
+
+    def _read_replicas(self, wire: Wire) -> None:
+        waited = wire.read()
+        self._replicas = waited if isinstance(waited, int) else 0
 
     def ping(self) -> None:
         """Return when a request could be acknowledged now; raises QueueUnavailableError or QueueFullError.

@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from postbackd.errors import SpoolError
@@ -39,13 +39,14 @@ class Spool:
         self._refuse_until_ms = 0
         self.on_append: Callable[[], None] = lambda: None
 
-    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes], shard: int = 0) -> None:
-        """Keep one request on the disk; it may be acknowledged when this returns. Raises SpoolError."""
+    def append(self, requests: Sequence[tuple[bytes, bytes, list[bytes]]], shard: int = 0) -> None:
+        """Keep requests (endpoint id, record, elements) on the disk with one fsync; they may be acknowledged when this
+        returns. Raises SpoolError, and then none of them may."""
         self.refuse_full()
         with self._lock:
             try:
                 file = self._file(shard)
-                self._total_bytes += file.append(endpoint_id, record, elements)
+                self._total_bytes += file.append(requests)
             except OSError as error:
                 self._give_up_active(shard)
                 self._failure = self._reason(error)

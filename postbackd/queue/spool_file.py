@@ -5,9 +5,10 @@
     record  u32 length of the payload, u32 crc32 of the payload (both little-endian), payload
     payload msgpack [number, shard, endpoint id, endpoint record or nil, [element…]]
 
-Numbers count from 1. A record is written and fsynced as a whole before the next one begins, so only the last can be
-torn, and a torn one was never acknowledged. The endpoint record stands in the first request of the file that uses it.
-All requests of a file are of one shard, since `spooled:<stream>`, which counts them in Redis, belongs to a shard.
+Numbers count from 1. Records are written and fsynced, one or several that came together, before the next ones begin:
+only such a last lot can be torn, and none of it was acknowledged. The endpoint record stands in the first request of
+the file that uses it. All requests of a file are of one shard, since `spooled:<stream>`, which counts them in Redis,
+belongs to a shard.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import fcntl
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,11 +97,19 @@ class SpoolFile:
             return None
         return file
 
-    def append(self, endpoint_id: bytes, record: bytes, elements: list[bytes]) -> int:
-        """Write one request and fsync it; the bytes it took. Raises OSError, and then the file must be sealed."""
-        wanted = None if endpoint_id in self._written else record
-        payload = _encode((self.count + 1, self.shard, endpoint_id, wanted, elements))
-        data = HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+    def append(self, requests: Sequence[tuple[bytes, bytes, list[bytes]]]) -> int:
+        """Write requests (endpoint id, record, elements) and fsync them; the bytes they took.
+
+        Raises OSError, and then the file must be sealed.
+        """
+        pieces: list[bytes] = []
+        written: set[bytes] = set()
+        for number, (endpoint_id, record, elements) in enumerate(requests, self.count + 1):
+            wanted = None if endpoint_id in self._written or endpoint_id in written else record
+            payload = _encode((number, self.shard, endpoint_id, wanted, elements))
+            pieces += (HEADER.pack(len(payload), zlib.crc32(payload)), payload)
+            written.add(endpoint_id)
+        data = b"".join(pieces)
         try:
             if os.write(self._descriptor, data) != len(data):
                 raise OSError(28, "No space left on device")
@@ -109,9 +119,9 @@ class SpoolFile:
             with contextlib.suppress(OSError):  # it was not acknowledged: best it is not there at all
                 os.ftruncate(self._descriptor, self.bytes)
             raise
-        self._written.add(endpoint_id)
+        self._written |= written
         self.bytes += len(data)
-        self.count += 1
+        self.count += len(requests)
         return len(data)
 
     def payload_at(self, offset: int, end: int) -> bytes | None:

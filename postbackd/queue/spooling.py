@@ -4,8 +4,8 @@
 import random
 from collections.abc import Sequence
 
-from postbackd.errors import QueueFullError, QueueUnavailableError, QueueUnsureError, SpoolError
-from postbackd.queue.enqueuer import Enqueuer
+from postbackd.errors import PostbackdError, QueueFullError, QueueUnavailableError, QueueUnsureError, SpoolError
+from postbackd.queue.enqueuer import Enqueuer, QueuedRequest
 from postbackd.queue.spool import Spool
 from postbackd.scoreboard import Cell
 
@@ -27,16 +27,32 @@ class SpoolingQueue:
         """
         try:
             self._enqueuer.enqueue(endpoint_id, record, elements)
-        except QueueUnsureError as error:
-            try:
-                self._spool.append(endpoint_id, record, elements, self._shard)
-            except SpoolError as failure:
-                raise QueueUnsureError(f"{error} It could not be spooled either: {failure}") from None
-            self._cells[Cell.UNSURE] += 1
-            self._cells[Cell.SPOOLED] += len(elements)
-        except QueueUnavailableError:
-            self._spool.append(endpoint_id, record, elements, self._shard)
-            self._cells[Cell.SPOOLED] += len(elements)
+        except QueueUnavailableError as error:
+            failure = self._keep([QueuedRequest(endpoint_id, record, elements)], [error])[0]
+            if failure is not None:
+                raise failure from None
+
+    def enqueue_group(self, requests: Sequence[QueuedRequest]) -> list[PostbackdError | None]:
+        """Commit several requests in one round trip, or one fsync: for each None, or what `enqueue` would raise."""
+        results = self._enqueuer.enqueue_group(requests)
+        away = [(place, error) for place, error in enumerate(results) if isinstance(error, QueueUnavailableError)]
+        if away:
+            kept = self._keep([requests[place] for place, _ in away], [error for _, error in away])
+            for (place, _), failure in zip(away, kept, strict=True):
+                results[place] = failure
+        return results
+
+    def _keep(
+        self, requests: Sequence[QueuedRequest], errors: Sequence[QueueUnavailableError]
+    ) -> list[PostbackdError | None]:
+        """Spool requests that Redis did not take, for these reasons; what each is to be told."""
+        try:
+            self._spool.append(requests, self._shard)
+        except SpoolError as failure:
+            return [_unsure_and_unspooled(error, failure) for error in errors]
+        self._cells[Cell.UNSURE] += sum(isinstance(error, QueueUnsureError) for error in errors)
+        self._cells[Cell.SPOOLED] += sum(len(request.elements) for request in requests)
+        return [None] * len(requests)
 
     def enqueue_once(
         self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]
@@ -55,6 +71,12 @@ class SpoolingQueue:
             self._enqueuer.ping()
         except QueueUnavailableError:
             self._spool.refuse_full()
+
+
+def _unsure_and_unspooled(error: QueueUnavailableError, failure: SpoolError) -> PostbackdError:
+    if isinstance(error, QueueUnsureError):
+        return QueueUnsureError(f"{error} It could not be spooled either: {failure}")
+    return failure
 
 
 class ShardedQueue:
@@ -82,6 +104,21 @@ class ShardedQueue:
         if full is not None:
             raise full
         return shards[first].enqueue(endpoint_id, record, elements)
+
+    def enqueue_group(self, requests: Sequence[QueuedRequest]) -> list[PostbackdError | None]:
+        """Commit several requests to one shard; those it has no room for one by one, wherever there is."""
+        shards = self._shards
+        first = self._turn = (self._turn + 1) % len(shards)
+        in_turn = shards[first:] + shards[:first]
+        results = next((shard for shard in in_turn if not shard.is_away), in_turn[0]).enqueue_group(requests)
+        for place, result in enumerate(results):
+            if isinstance(result, QueueFullError):
+                try:
+                    self.enqueue(*requests[place])
+                    results[place] = None
+                except PostbackdError as error:
+                    results[place] = error
+        return results
 
     def enqueue_once(
         self, key: bytes, body_hash: bytes, ids: bytes, endpoint_id: bytes, record: bytes, elements: list[bytes]

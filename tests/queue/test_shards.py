@@ -106,7 +106,7 @@ def test_spool_of_a_shard_that_is_no_more_goes_to_one_that_is(
 ) -> None:
     monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 0)
     spool = Spool(tmp_path / "spool", "node.0", 1_000_000)
-    spool.append(EID, RECORD, [b"a"], 5)
+    spool.append([(EID, RECORD, [b"a"])], 5)
     spool.pending()[0].close()
     later = Ingest(url, tmp_path, 2)
     while later.replay.turn():
@@ -120,7 +120,7 @@ def test_replay_of_one_shard_does_not_wait_for_another(
     monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 0)
     spool = Spool(tmp_path / "spool", "node.0", 1_000_000)
     for shard in range(3):
-        spool.append(EID, RECORD, [b"a"], shard)
+        spool.append([(EID, RECORD, [b"a"])], shard)
     for file in spool.pending():
         file.close()
     later = Ingest(url, tmp_path, 3, away=(0,))

@@ -60,9 +60,9 @@ def read_all(file: SpoolFile) -> list[tuple[int, bytes, bytes, list[bytes]]]:
 
 def test_requests_are_read_back_in_order_with_their_records(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a", b"b"])
-    spool.append(OTHER, b"another", [b"c"])
-    spool.append(EID, b"record", [b"d" * 100_000])
+    spool.append([(EID, b"record", [b"a", b"b"])])
+    spool.append([(OTHER, b"another", [b"c"])])
+    spool.append([(EID, b"record", [b"d" * 100_000])])
     [file] = spool.pending()
     expected = [
         (1, EID, b"record", [b"a", b"b"]),
@@ -78,7 +78,7 @@ def test_requests_are_read_back_in_order_with_their_records(tmp_path: Path) -> N
 
 def test_file_in_use_is_not_taken(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
     assert spool_in(tmp_path).take_over() == []
     abandon(spool)
     assert len(spool_in(tmp_path).take_over()) == 1
@@ -87,9 +87,9 @@ def test_file_in_use_is_not_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 7, 8, 20])
 def test_torn_end_is_cut_off_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], cut: int) -> None:
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
     whole = spool.pending()[0].bytes
-    spool.append(EID, b"record", [b"b" * 30])
+    spool.append([(EID, b"record", [b"b" * 30])])
     abandon(spool)
     [path] = files_in(tmp_path)
     with path.open("r+b") as file:
@@ -104,7 +104,7 @@ def test_torn_end_is_cut_off_and_reported(tmp_path: Path, capsys: pytest.Capture
 def test_end_full_of_other_bytes_is_cut_off(tmp_path: Path, junk: bytes) -> None:
     """What a power cut can leave of a record that was being written."""
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
     abandon(spool)
     with files_in(tmp_path)[0].open("ab") as file:
         file.write(junk)
@@ -116,7 +116,7 @@ def test_damage_in_the_middle_costs_that_request_alone(tmp_path: Path, capsys: p
     spool = spool_in(tmp_path)
     ends = []
     for element in (b"first", b"second", b"third"):
-        spool.append(EID, b"record", [element])
+        spool.append([(EID, b"record", [element])])
         ends.append(spool.pending()[0].bytes)
     abandon(spool)
     [path] = files_in(tmp_path)
@@ -132,11 +132,11 @@ def test_damage_in_the_middle_costs_that_request_alone(tmp_path: Path, capsys: p
 
 def test_full_spool_refuses_until_there_is_room(tmp_path: Path) -> None:
     spool, sibling = spool_in(tmp_path, 1000), spool_in(tmp_path, 1000)
-    spool.append(EID, b"record", [b"x" * 900])
-    sibling.append(EID, b"record", [b"x" * 100])
+    spool.append([(EID, b"record", [b"x" * 900])])
+    sibling.append([(EID, b"record", [b"x" * 100])])
     for full in (spool, sibling):
         with pytest.raises(SpoolError, match=r"spool\.max_bytes = 1000"):
-            wait_until(lambda full=full: full.append(EID, b"record", [b"x"]), "it is full")  # sizes are 0.2 s old
+            wait_until(lambda full=full: full.append([(EID, b"record", [b"x"])]), "it is full")  # sizes are 0.2 s old
     for file in spool.pending():
         spool.forget(file)
         file.remove()
@@ -153,17 +153,17 @@ def is_full(spool: Spool) -> bool:
 
 def test_file_is_not_used_again_after_a_failed_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
 
     def fail(_descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(SpoolError, match="Input/output error"):
-        spool.append(EID, b"record", [b"b"])
+        spool.append([(EID, b"record", [b"b"])])
     monkeypatch.undo()
     wait_until(lambda: not is_full(spool), "the disk is tried again")
-    spool.append(EID, b"record", [b"c"])
+    spool.append([(EID, b"record", [b"c"])])
     assert [read_all(file) for file in spool.pending()] == [
         [(1, EID, b"record", [b"a"])],
         [(1, EID, b"record", [b"c"])],
@@ -176,15 +176,15 @@ def test_disk_that_stays_full_costs_no_files_and_no_descriptors(
 ) -> None:
     monkeypatch.setattr(spool_module, "REFUSE_MS", 0)
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
     monkeypatch.setattr(os, "write", lambda _descriptor, _data: 0)
     for _ in range(10):
         with pytest.raises(SpoolError, match="is full"):
-            spool.append(EID, b"record", [b"b"])
+            spool.append([(EID, b"record", [b"b"])])
     monkeypatch.undo()
     assert [file.path for file in spool.pending()] == files_in(tmp_path)
     assert len(files_in(tmp_path)) == 1, "only that with a request"
-    spool.append(EID, b"record", [b"c"])
+    spool.append([(EID, b"record", [b"c"])])
     assert [read_all(file)[0][3] for file in spool.pending()] == [[b"a"], [b"c"]]
 
 
@@ -192,7 +192,7 @@ def test_full_disk_is_said_before_the_next_request(tmp_path: Path, monkeypatch: 
     spool = spool_in(tmp_path)
     monkeypatch.setattr(os, "write", lambda _descriptor, _data: 0)
     with pytest.raises(SpoolError):
-        spool.append(EID, b"record", [b"a"])
+        spool.append([(EID, b"record", [b"a"])])
     assert is_full(spool), "what /ready asks"
 
 
@@ -200,7 +200,7 @@ def test_file_that_cannot_be_read_keeps_nobody_from_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spool = spool_in(tmp_path)
-    spool.append(EID, b"record", [b"a"])
+    spool.append([(EID, b"record", [b"a"])])
     abandon(spool)
     (tmp_path / "spool" / "node.1.0000.spool").symlink_to(tmp_path / "spool")  # opening it fails
     taken = spool_in(tmp_path).take_over()
@@ -212,7 +212,7 @@ def test_long_spool_is_cut_into_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(spool_module, "SEGMENT_BYTES", 300)
     spool = spool_in(tmp_path)
     for number in range(10):
-        spool.append(EID, b"record", [b"%100d" % number])
+        spool.append([(EID, b"record", [b"%100d" % number])])
     assert len(files_in(tmp_path)) == 4
     elements = [element for file in spool.pending() for request in read_all(file) for element in request[3]]
     assert elements == [b"%100d" % number for number in range(10)]
@@ -292,8 +292,8 @@ def test_requests_are_spooled_while_redis_is_away_and_replayed_when_it_is_back(t
 
 def test_files_of_an_ended_process_are_replayed_by_another(server: redis.Redis, url: str, tmp_path: Path) -> None:
     gone = spool_in(tmp_path)
-    gone.append(EID, b"record", [b"a"])
-    gone.append(EID, b"record", [b"b"])
+    gone.append([(EID, b"record", [b"a"])])
+    gone.append([(EID, b"record", [b"b"])])
     abandon(gone)
     process = Process(url, tmp_path)
     process.turns_until_empty()
@@ -305,7 +305,7 @@ def test_files_of_an_ended_process_are_replayed_by_another(server: redis.Redis, 
 def test_half_replayed_file_goes_on_where_it_was(server: redis.Redis, url: str, tmp_path: Path) -> None:
     gone = spool_in(tmp_path)
     for number in range(100):
-        gone.append(EID, b"record", [b"%d" % number])
+        gone.append([(EID, b"record", [b"%d" % number])])
     stream = gone.pending()[0].stream
     abandon(gone)
     keys = (KEYS.ready, KEYS.spooled(stream), KEYS.endpoint(EID))
@@ -321,7 +321,7 @@ def test_server_that_lost_its_last_writes_gets_them_again(tmp_path: Path, monkey
     with running_server("--appendonly", "yes") as (server, url):
         gone = spool_in(tmp_path)
         for number in range(100):
-            gone.append(EID, b"record", [b"%d" % number])
+            gone.append([(EID, b"record", [b"%d" % number])])
         abandon(gone)
         process = Process(url, tmp_path)
         assert process.replay.turn(), "not durable yet"
