@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an acknowledgement costs by how the server persists: always, everysec and no, in turn, in one run.
+"""What an acknowledgement costs by how the server persists and ingest commits, in turn, in one run.
 
     python -m bench.durability [--connections 64] [--seconds 3] [--rounds 5] [--json]
 
@@ -17,7 +17,7 @@ import click
 from bench.ingest import request_body
 from bench.support import MEASURED_CORE, daemon, median, queue_server, report, spread, wrk
 
-POLICIES = ("always", "everysec", "no")
+POLICIES = [(policy, ack) for policy in ("always", "everysec", "no") for ack in ("commit", "group")]
 FSYNCS = 300
 
 
@@ -42,18 +42,20 @@ def fsync_ms() -> list[float]:
 @click.option("--json", "as_json", is_flag=True)
 def main(connections: int, seconds: int, rounds: int, as_json: bool) -> None:
     """Measure acknowledgements a second."""
-    found: dict[str, list[dict[str, float]]] = {policy: [] for policy in POLICIES}
+    found: dict[str, list[dict[str, float]]] = {" ".join(pair): [] for pair in POLICIES}
     fsyncs: list[float] = []
     for _ in range(rounds):
-        for policy in POLICIES:
-            with queue_server(policy) as (url, _client), daemon(url, MEASURED_CORE, "ingest", []) as running:
+        for policy, ack in POLICIES:
+            settings = [f"ingest.ack={ack}"]
+            with queue_server(policy) as (url, _client), daemon(url, MEASURED_CORE, "ingest", settings) as running:
                 wrk(running.port, "/ingest.php", request_body(2), connections, 1)  # warm
-                found[policy].append(wrk(running.port, "/ingest.php", request_body(2), connections, seconds))
+                found[f"{policy} {ack}"].append(wrk(running.port, "/ingest.php", request_body(2), connections, seconds))
         fsyncs.append(median(fsync_ms()))
     rows = [
-        (f"appendfsync {policy}: acks/s", f"{spread([one['per_s'] for one in found[policy]])}, p99 {p99:.3g} ms")
-        for policy in POLICIES
-        for p99 in [median([one["p99_ms"] for one in found[policy]])]
+        (f"appendfsync {policy}, ack {ack}: acks/s", f"{spread([one['per_s'] for one in runs])}, p99 {p99:.3g} ms")
+        for policy, ack in POLICIES
+        for runs in [found[f"{policy} {ack}"]]
+        for p99 in [median([one["p99_ms"] for one in runs])]
     ]
     rows.append(("fsync of this disk, ms", spread(fsyncs)))
     report("acks by appendfsync", rows, {"found": json.loads(json.dumps(found)), "fsync_ms": fsyncs}, as_json)

@@ -64,10 +64,12 @@ def rss_bytes(running: Daemon) -> dict[int, int]:
 @click.option("--count", default=1_000_000, show_default=True, help="Requests in all.")
 @click.option("--seed", default="1", show_default=True)
 @click.option("--processes", default=2, show_default=True, help="Clients at the same time.")
+@click.option("--ack", default="commit", show_default=True, type=click.Choice(["commit", "group"]))
 @click.option("--json", "as_json", is_flag=True)
-def main(count: int, seed: str, processes: int, as_json: bool) -> None:
+def main(count: int, seed: str, processes: int, ack: str, as_json: bool) -> None:
     """Send hostile requests."""
-    with queue_server("no") as (url, client), daemon(url, None, "ingest", ["ingest.workers=2"]) as running:
+    settings = ["ingest.workers=2", f"ingest.ack={ack}"]
+    with queue_server("no") as (url, client), daemon(url, None, "ingest", settings) as running:
         for _ in range(WARM_UP):
             if wrong := good(running.port):
                 raise SystemExit(wrong)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Ingest, commit before the status: requests/s of the sample request, beside a bare bjoern in the same run.
 
-    python -m bench.ingest [--connections 64] [--seconds 3] [--rounds 5] [--appendfsync everysec] [--json]
+    python -m bench.ingest [--connections 64] [--seconds 3] [--rounds 5] [--appendfsync everysec] [--ack group] [--json]
 
 The ingest processes have one core, wrk and Valkey share the other. Rounds alternate between us and the bare app.
+Without --workers there are 8 processes, or 2 with --ack group.
 Bytes into Redis per postback come from Redis' own counter, over a whole round, endpoint records included.
 """
 
@@ -28,6 +29,8 @@ from bench.support import (
     wait_for_port,
     wrk,
 )
+
+WORKERS = {"commit": 8, "group": 2}
 
 
 def request_body(items: int) -> bytes:
@@ -64,20 +67,29 @@ def _cpu_s(after: dict[str, Any], before: dict[str, Any]) -> float:
 @click.option("--connections", default=64, show_default=True)
 @click.option("--seconds", default=3, show_default=True, help="Length of each round.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--workers", default=8, show_default=True, help="Ingest processes on the measured core.")
+@click.option("--ack", default="commit", show_default=True, type=click.Choice(["commit", "group"]))
+@click.option("--workers", type=int, help="Ingest processes on the measured core.")
 @click.option("--items", default=2, show_default=True, help="Postbacks a request; 2 is the sample.")
 @click.option("--appendfsync", default="everysec", show_default=True, type=click.Choice(["always", "everysec", "no"]))
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    connections: int, seconds: int, rounds: int, workers: int, items: int, appendfsync: str, as_json: bool
+    connections: int,
+    seconds: int,
+    rounds: int,
+    ack: str,
+    workers: int | None,
+    items: int,
+    appendfsync: str,
+    as_json: bool,
 ) -> None:
     """Measure ingest."""
+    workers = workers or WORKERS[ack]
     bare_port = free_port()
     ours: list[dict[str, float]] = []
     bare: list[float] = []
     with (
         queue_server(appendfsync) as (url, client),
-        daemon(url, MEASURED_CORE, "ingest", [f"ingest.workers={workers}"]) as running,
+        daemon(url, MEASURED_CORE, "ingest", [f"ingest.workers={workers}", f"ingest.ack={ack}"]) as running,
         process(MEASURED_CORE, [sys.executable, "-m", "bench.peers.bare_bjoern", str(bare_port)]),
     ):
         wait_for_port(bare_port)
@@ -91,7 +103,7 @@ def main(
     figures |= {"bare_per_s": median(bare), "ratio": median(ratios), "connections": connections, "items": items}
     rows = [
         ("requests/s, bare bjoern (1 process)", spread(bare)),
-        (f"requests/s, postbackd ({workers} processes, appendfsync {appendfsync})", spread(columns["per_s"])),
+        (f"requests/s, postbackd ({ack}, {workers} processes, appendfsync {appendfsync})", spread(columns["per_s"])),
         ("ratio to bare bjoern", spread(ratios)),
         ("postbacks/s", spread(columns["postbacks_per_s"])),
         ("p50 / p99 ms", f"{figures['p50_ms']:.2f} / {figures['p99_ms']:.2f}"),

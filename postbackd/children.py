@@ -32,6 +32,7 @@ from postbackd.delivery.shard import Settler, Shard, waits_at
 from postbackd.delivery.transfer import Transfers
 from postbackd.delivery.worker import DeliveryWorker
 from postbackd.errors import BootError, ExitCode, LeaseLostError, QueueAwayError, QueueUnavailableError
+from postbackd.group_commit import GroupCommit
 from postbackd.host_board import HostBoard
 from postbackd.ingest import IngestDoor, create_app
 from postbackd.limits import worker_count
@@ -54,11 +55,13 @@ from postbackd.queue.worker_number import WorkerNumber, has_numbers
 from postbackd.request_body import MAX_NDJSON_BYTES
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.senders import Senders
+from postbackd.server.held import Holder
 from postbackd.server.listener import serve
 from postbackd.server.watch import Limits
 from postbackd.settings import Ingest, Settings
 from postbackd.signing import SigningKeys
 from postbackd.stack_sampler import StackSampler
+from postbackd.tally import CodeCounter
 from postbackd.worker_pool import SlotContext
 
 QUEUE_WAIT_S = 10.0  # for a queue server that starts at the same time as we do
@@ -143,6 +146,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         nonlocal draining
         draining = True
 
+    queue = queues[0] if len(queues) == 1 else ShardedQueue(queues)
     door = IngestDoor(
         settings.ingest,
         settings.template,
@@ -155,11 +159,14 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
             context.scoreboard.sender_uses(context.slot.number),
             on_refused=_Counter(context.cells, Cell.TOKENS_REFUSED),
         ),
-        queues[0] if len(queues) == 1 else ShardedQueue(queues),
+        queue,
         numbers,
         context.cells,
     )
-    app = create_app(door, settings.ingest.paths, lambda: draining, context.cells)
+    respond = None
+    if settings.ingest.ack == "group":
+        respond = GroupCommit(door, queue, Holder().hold, CodeCounter(context.cells)).respond
+    app = create_app(door, settings.ingest.paths, lambda: draining, context.cells, respond)
     replay.start()
     serve(
         listener,

@@ -45,6 +45,7 @@ from postbackd.timing import read_timing
 
 Environ = dict[str, Any]
 Answer = tuple[str, list[tuple[str, str]], bytes]
+Respond = Callable[[Environ, Any], Iterable[bytes]]
 
 ENDPOINT_CACHE_SIZE = 4096  # distinct endpoint texts a process keeps compiled; the oldest goes first
 ENDPOINT_CACHE_BYTES = 4_000_000  # of those texts; compiled they take about three times as much
@@ -135,7 +136,21 @@ class IngestDoor:
                 return _ok("200 OK", NDJSON_TYPE, self._accept_lines(body, idempotency_key, sender))
             return _ok("202 Accepted", "application/json", self.accept(body, idempotency_key, sender))
         except Exception as error:  # the top of the request: bjoern would answer with a bare 500
-            refusal = refusal_of(error)
+            return self.refused(error)
+
+    def prepare(self, env: Environ) -> Prepared:
+        """A plain request checked and encoded, for the caller to commit; raises what is for `refused`."""
+        sender = self._senders.find(env.get("HTTP_AUTHORIZATION"), env.get("REMOTE_ADDR", ""))
+        return self._prepare(read_body(env, self._max_body_bytes)[0], sender)
+
+    def accepted(self, ids: list[int]) -> bytes:
+        """The 202's body for postbacks that are committed now."""
+        self._cells[Cell.ACCEPTED] += len(ids)
+        return _accepted_body([format_id(number) for number in ids])
+
+    def refused(self, error: Exception) -> Answer:
+        """The answer to a request that ended with this error."""
+        refusal = refusal_of(error)
         if refusal.status == 429:
             self._cells[Cell.RATE_LIMITED] += 1
         self._cells[Cell.REFUSED if refusal.status < 500 else Cell.UNAVAILABLE] += 1
@@ -159,14 +174,13 @@ class IngestDoor:
         endpoint = prepared.endpoint
         if idempotency_key is None:
             self._queue.enqueue(endpoint.id, endpoint.record, prepared.elements)
-            texts = [format_id(number) for number in prepared.ids]
-        else:
-            key, digest = key_digest(sender.name, idempotency_key), body_hash(body)
-            ids = pack_ids(prepared.ids)
-            kept = self._queue.enqueue_once(key, digest, ids, endpoint.id, endpoint.record, prepared.elements)
-            texts = format_ids(kept)
+            return self.accepted(prepared.ids)
+        key, digest = key_digest(sender.name, idempotency_key), body_hash(body)
+        ids = pack_ids(prepared.ids)
+        kept = self._queue.enqueue_once(key, digest, ids, endpoint.id, endpoint.record, prepared.elements)
+        texts = format_ids(kept)
         self._cells[Cell.ACCEPTED] += len(texts)
-        return b'{"accepted":%d,"ids":["%b"]}' % (len(texts), '","'.join(texts).encode())
+        return _accepted_body(texts)
 
     def _accept_lines(self, body: bytes, idempotency_key: str | None, sender: Sender) -> bytes:
         """Queue NDJSON line by line; the answers, one a line."""
@@ -270,6 +284,10 @@ class IngestDoor:
         return has_own_timing
 
 
+def _accepted_body(texts: list[str]) -> bytes:
+    return b'{"accepted":%d,"ids":["%b"]}' % (len(texts), '","'.join(texts).encode())
+
+
 def _ok(status: str, media_type: str, body: bytes) -> Answer:
     return status, [("Content-Type", media_type), ("Content-Length", str(len(body)))], body
 
@@ -331,9 +349,12 @@ def _falcon_error(_req: falcon.Request, resp: falcon.Response, error: falcon.HTT
 class IngestApp(falcon.App):  # type: ignore[type-arg]
     """Falcon with a short way for the one request that matters."""
 
-    def __init__(self, door: IngestDoor, paths: Sequence[str], cells: "memoryview[int]") -> None:
+    def __init__(
+        self, door: IngestDoor, paths: Sequence[str], cells: "memoryview[int]", respond: Respond | None
+    ) -> None:
         super().__init__()
         self._door = door
+        self._respond = respond
         self._cells = cells
         self._paths = frozenset(paths)
         self._count = CodeCounter(cells)
@@ -341,6 +362,8 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
     def __call__(self, env: Environ, start_response: Any) -> Iterable[bytes]:
         self._cells[Cell.REQUESTS] += 1  # first: it is also the proof that the loop moves
         if env["PATH_INFO"] in self._paths and env["REQUEST_METHOD"] == "POST":
+            if self._respond is not None:
+                return self._respond(env, start_response)
             status, headers, body = self._door.answer(env)
             start_response(status, headers)
             self._count(status)
@@ -354,10 +377,17 @@ class IngestApp(falcon.App):  # type: ignore[type-arg]
 
 
 def create_app(
-    door: IngestDoor, paths: Sequence[str], is_draining: Callable[[], bool], cells: "memoryview[int]"
+    door: IngestDoor,
+    paths: Sequence[str],
+    is_draining: Callable[[], bool],
+    cells: "memoryview[int]",
+    respond: Respond | None = None,
 ) -> IngestApp:
-    """The app an ingest process serves; `cells` is its slot's row of the scoreboard."""
-    app = IngestApp(door, paths, cells)
+    """The app an ingest process serves; `cells` is its slot's row of the scoreboard.
+
+    `respond` takes a POST on the ingest paths in the place of `IngestDoor.answer`, and counts its answers.
+    """
+    app = IngestApp(door, paths, cells, respond)
     app.set_error_serializer(lambda req, resp, error: _falcon_error(req, resp, error))
     resource = _IngestResource(door)
     for path in paths:

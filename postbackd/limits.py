@@ -5,15 +5,22 @@ import os
 import resource
 
 from postbackd.errors import BootError
-from postbackd.settings import Settings
+from postbackd.settings import Ingest, Settings
 
 SPARE_DESCRIPTORS = 128  # Redis, logs, the resolver's sockets, Python's own
+INGEST_PER_CORE = {"commit": 4, "group": 2}
 DESCRIPTORS_PER_TRANSFER = 5  # libcurl keeps a cache of 4 x in_flight idle connections beside those in use
 
 
 def worker_count(configured: int, *, per_core: int) -> int:
     """The workers of a role: as configured, or so many a core that this process may run on."""
     return configured or per_core * len(os.sched_getaffinity(0))
+
+
+def ingest_workers(settings: Ingest) -> int:
+    """The ingest processes: by themselves several a core, since each waits for every commit, and fewer where those that
+    arrive together share a commit."""
+    return worker_count(settings.workers, per_core=INGEST_PER_CORE[settings.ack])
 
 
 def descriptors_needed(settings: Settings, roles: frozenset[str]) -> tuple[int, str]:

@@ -3,9 +3,7 @@
 
 The loader (settings_loader.py), `postbackd config` and the example file all read these declarations and nothing
 else. Durations are seconds (fractions allowed), sizes bytes. A reload may change all but those marked reload=False:
-what the supervisor itself holds (sockets, data_dir, the embedded server) and where the queue is. A setting marked
-`later` belongs to a part that is not built yet: any value but its default is refused, so that nobody relies on what
-does not happen.
+what the supervisor itself holds (sockets, data_dir, the embedded server) and where the queue is.
 """
 
 import typing
@@ -18,8 +16,8 @@ from msgspec import Meta
 DEFAULT_SCHEDULE = [5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0, 43200.0]
 
 
-def _meta(text: str, unit: str = "", *, reload: bool = True, later: bool = False, secret: bool = False) -> Meta:
-    return Meta(description=text, extra={"unit": unit, "reload": reload, "later": later, "secret": secret})
+def _meta(text: str, unit: str = "", *, reload: bool = True, secret: bool = False) -> Meta:
+    return Meta(description=text, extra={"unit": unit, "reload": reload, "secret": secret})
 
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -48,7 +46,7 @@ class Ingest(Section, frozen=True, kw_only=True):
 
     host: Annotated[str, _meta("address to listen on", reload=False)] = "127.0.0.1"
     port: Annotated[Port, _meta("port to listen on", reload=False)] = 8080
-    workers: Annotated[CountOrAuto, _meta("processes; 0 = 4 a core", reload=True)] = 0
+    workers: Annotated[CountOrAuto, _meta("processes; 0 = 4 a core, or 2 where ack is group", reload=True)] = 0
     max_body_bytes: Annotated[Bytes, _meta("largest request body; beyond it 413", "bytes", reload=True)] = 1_048_576
     max_items: Annotated[Count, _meta("most data objects in one request; beyond it 413", reload=True)] = 1000
     max_connections: Annotated[Count, _meta("most connections of one process; the longest idle is cut")] = 4096
@@ -72,7 +70,9 @@ class Ingest(Section, frozen=True, kw_only=True):
     paths: Annotated[list[str], _meta("paths that take requests")] = msgspec.field(
         default_factory=lambda: ["/ingest.php", "/i"]
     )
-    ack: Annotated[Literal["commit", "group"], _meta("when the status line goes out", later=True)] = "commit"
+    ack: Annotated[
+        Literal["commit", "group"], _meta("a commit for each request, or one for all that arrived together")
+    ] = "commit"
 
 
 class Queue(Section, frozen=True, kw_only=True):
@@ -228,7 +228,6 @@ class Declaration(msgspec.Struct, frozen=True):
     text: str
     unit: str
     reload: bool
-    later: bool
     secret: bool
 
     @property

@@ -131,10 +131,6 @@ def _value_of(settings: Settings, declaration: Declaration) -> object:
 
 
 def _check_values(settings: Settings) -> None:
-    for declaration in declarations():
-        if declaration.later and _value_of(settings, declaration) != declaration.default:
-            name = f"{declaration.section}.{declaration.name}"
-            raise ConfigError(f"{name}: is not supported yet: leave it at its default")
     queue = settings.queue
     try:
         if queue.url:
@@ -180,8 +176,7 @@ def render_toml(settings: Settings) -> str:
         shown = _format_toml(_masked(value) if declaration.secret and value else value)
         unit = f" [{declaration.unit}]" if declaration.unit else ""
         choices = f": {' | '.join(declaration.choices)}" if declaration.choices else ""
-        later = " (not supported yet)" if declaration.later else ""
-        lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{choices}{later}")
+        lines.append(f"{declaration.name} = {shown}  # {declaration.text}{unit}{choices}")
     for name, host in settings.hosts.items():
         lines += ["", f"[hosts.{_format_toml(name)}]"]
         lines += [f"{key} = {_format_toml(value)}" for key, value in msgspec.structs.asdict(host).items() if value]

@@ -27,7 +27,7 @@ from postbackd.child_lines import ChildLines
 from postbackd.data_dir import DataDir, ProcessRow
 from postbackd.errors import ExitCode
 from postbackd.host_board import HostBoard
-from postbackd.limits import raise_descriptor_limit, worker_count
+from postbackd.limits import ingest_workers, raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
 from postbackd.queue_minder import QueueMinder
 from postbackd.reload import Plan, Reloader, State
@@ -176,7 +176,7 @@ class Supervisor:
                 Plan(
                     "ingest",
                     "ingest.workers",
-                    lambda settings: worker_count(settings.ingest.workers, per_core=4),
+                    lambda settings: ingest_workers(settings.ingest),
                     lambda settings: lambda context: mains.ingest(context, settings, listener, url),
                 )
             )

@@ -24,6 +24,7 @@ LEASE_TIMEOUT_S = 10
 IN_FLIGHT = 128
 BATCH = 512  # outcomes that a delivery worker may hold unsettled beside them
 WAIT_BOUND_S = 120
+ACKS = ("group", "commit")  # ways to commit, in turn at each start of the daemon
 POSTBACKD = [sys.executable, "-m", "postbackd.cli"]
 SINKS = (
     ["--latency", "0.005"],
@@ -47,6 +48,7 @@ class World:
         self.sink_ports = [free_port() for _ in SINKS]
         self.redis = redis.Redis(port=self.redis_port, socket_timeout=10)
         self.sinks: list[subprocess.Popen[bytes] | None] = [None for _ in SINKS]
+        self._starts = 0
         self.start_queue()
         self.proxy = subprocess.Popen(
             [sys.executable, "-m", "bench.chaos_parts.proxy", str(self.proxy_port), str(self.redis_port)],
@@ -130,6 +132,8 @@ class World:
         with self.output.open("ab") as output:
             # Without the admin app: its port would be the default one, and somebody else's.
             command = [*POSTBACKD, "run", "--roles", "ingest,deliver", *self.options()]
+            command += ["--set", f"ingest.ack={ACKS[self._starts % len(ACKS)]}"]
+            self._starts += 1
             self.daemon = subprocess.Popen(command, stdout=output, stderr=output)
 
     # Look

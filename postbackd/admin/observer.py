@@ -26,7 +26,7 @@ from postbackd.admin.profile import ProcessTable
 from postbackd.data_dir import ProcessRow, read_processes, write_whole
 from postbackd.errors import QueueUnavailableError
 from postbackd.host_board import HostFigures
-from postbackd.limits import worker_count
+from postbackd.limits import ingest_workers, worker_count
 from postbackd.queue.figures import FigureReader, NodeSnapshot, QueueFigures
 from postbackd.queue.spool import spool_size
 from postbackd.scoreboard import Cell, Phase, Scoreboard, monotonic_ms
@@ -300,7 +300,7 @@ class Observer:
     def _counts(self) -> dict[str, int]:
         """How many workers there should be, by role."""
         counts = {
-            "ingest": worker_count(self.settings.ingest.workers, per_core=4),
+            "ingest": ingest_workers(self.settings.ingest),
             "deliver": worker_count(self.settings.delivery.workers, per_core=1),
         }
         return {role: count for role, count in counts.items() if role in self.facts.roles}

@@ -60,7 +60,7 @@ def _about(section: str) -> str:
 
 def _row(declaration: Declaration) -> str:
     default = _default(declaration)
-    text = declaration.text + (" (not supported yet)" if declaration.later else "")
+    text = declaration.text
     if declaration.choices:
         some = "any of" if isinstance(declaration.default, list) else "one of"
         text += f"; {some} " + ", ".join(f"`{choice}`" for choice in declaration.choices)

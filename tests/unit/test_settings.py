@@ -44,7 +44,7 @@ def test_later_source_wins(tmp_path: Path) -> None:
         ("queue.url=http://a", ["queue.url", "redis://"]),
         ("queue.url=sentinel://a:1", ["queue.url", "/service"]),
         ("queue.shards=0", ["queue.shards", "1"]),
-        ("ingest.ack=group", ["ingest.ack", "not supported yet"]),
+        ("ingest.ack=never", ["ingest.ack", "never"]),
         ("retry.schedule=[]", ["retry.schedule"]),
         ('ingest.paths=["x"]', ["ingest.paths", "'x'"]),
         ("port", ["section.key=value"]),
