@@ -32,30 +32,42 @@ def main() -> None:
     """Deliver postbacks: POST one request, and every data object in it becomes one HTTP call, once at least."""
 
 
+def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> frozenset[str]:
+    chosen = frozenset(role.strip() for role in value.split(",") if role.strip())
+    if not chosen or not chosen <= set(ROLES):
+        raise ConfigError(f"--roles {value}: choose from {', '.join(ROLES)}")
+    return chosen
+
+
+roles_option = click.option(
+    "--roles",
+    default="ingest,deliver,admin",
+    show_default=True,
+    callback=_roles,
+    help="What this daemon does, comma-separated.",
+)
+
+
 @main.command()
 @config_option
 @set_option
-@click.option(
-    "--roles", default="ingest,deliver,admin", show_default=True, help="What this daemon does, comma-separated."
-)
-def run(config: str | None, overrides: tuple[str, ...], roles: str) -> None:
+@roles_option
+def run(config: str | None, overrides: tuple[str, ...], roles: frozenset[str]) -> None:
     """Run the daemon in the foreground."""
     from postbackd.supervisor import run as run_supervisor
 
-    chosen = frozenset(role.strip() for role in roles.split(",") if role.strip())
-    if not chosen or not chosen <= set(ROLES):
-        raise ConfigError(f"--roles {roles}: choose from {', '.join(ROLES)}")
-    sys.exit(run_supervisor(load_settings(config, overrides), chosen, lambda: load_settings(config, overrides)))
+    sys.exit(run_supervisor(load_settings(config, overrides), roles, lambda: load_settings(config, overrides)))
 
 
 @main.command()
 @config_option
 @set_option
-def check(config: str | None, overrides: tuple[str, ...]) -> None:
+@roles_option
+def check(config: str | None, overrides: tuple[str, ...], roles: frozenset[str]) -> None:
     """Say what is wrong here, and how to mend it. Looks at configuration, Redis, ports, limits and files."""
     from postbackd.tools.check import check as run_check
 
-    sys.exit(run_check(load_settings(config, overrides), config))
+    sys.exit(run_check(load_settings(config, overrides), config, roles))
 
 
 @main.command(name="config")

@@ -90,21 +90,11 @@ class DataDir:
             oplog.error("data_dir_full", path=str(self.path), hint="make room there")
 
     def _check_machine(self) -> None:
-        here = machine_fingerprint(self._machine_id)
-        if here is None:
-            return
-        mark = self.path / "machine"
-        try:
-            before = mark.read_text().strip()
-        except FileNotFoundError:
-            before = ""
-        if not before:
+        if fault := foreign_machine(self.path, self._machine_id):
+            raise BootError(fault)
+        here, mark = machine_fingerprint(self._machine_id), self.path / "machine"
+        if here is not None and not _read(mark):
             write_whole(mark, here + "\n")
-        elif before != here:
-            raise BootError(
-                f"data_dir {self.path} was made on another machine, and two copies would give out the same ids: "
-                f"use an empty one, or remove {mark} if the original is gone for good"
-            )
 
     def write_processes(self, rows: list[ProcessRow]) -> None:
         """Keep processes.json; does nothing while nothing has changed, and says it once when it cannot."""
@@ -138,6 +128,37 @@ def read_processes(data_dir: str | os.PathLike[str]) -> list[ProcessRow]:
     except FileNotFoundError:
         return []
     return rows
+
+
+def holder_of(data_dir: str | os.PathLike[str]) -> str | None:
+    """The pid of the daemon that holds this directory, as it wrote it; None when none does. Raises OSError."""
+    try:
+        with open(Path(data_dir) / "postbackd.pid", "rb") as file:
+            # Shared and let go at once: a daemon that starts now waits for longer than that.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return _read(Path(data_dir) / "postbackd.pid") or "unknown"
+    return None
+
+
+def foreign_machine(data_dir: Path, machine_id: Path = MACHINE_ID) -> str | None:
+    """Why a directory of another machine is refused; None for one of this machine, or a new one. Raises OSError."""
+    here, mark = machine_fingerprint(machine_id), data_dir / "machine"
+    if here is None or _read(mark) in ("", here):
+        return None
+    return (
+        f"data_dir {data_dir} was made on another machine, and two copies would give out the same ids: "
+        f"use an empty one, or remove {mark} if the original is gone for good"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def machine_fingerprint(source: Path) -> str | None:

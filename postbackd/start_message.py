@@ -4,6 +4,7 @@
 import os
 import socket
 import string
+from pathlib import Path
 
 from postbackd.delivery.egress import Policy
 from postbackd.settings import Settings
@@ -32,12 +33,15 @@ def start_message(
             f"           ({program()} sink --port {SINK_PORT} in another terminal shows what arrives)",
         ]
         if Policy(settings.security.allow_networks, settings.security.deny_networks).verdict("127.0.0.1"):
-            lines.append(f"           (which is refused here: {ALLOW} lets postbacks go to this machine)")
+            lines.append(f"           (targets on this machine are refused as configured; to try it: {ALLOW})")
     if admin_listener:
         lines.append(f"  look at  {ingest_url(admin_listener, '/')}")
         lines.append(f"  ask      {command('status')}")
     if "deliver" in roles:
         lines.append(f"  log      {settings.log.path}")
+    data_dir = Path(settings.data_dir)
+    relative = "" if data_dir.is_absolute() else f' (data_dir "{data_dir}" is taken from the current directory)'
+    lines.append(f"  data     {data_dir.absolute()}{relative}")
     lines.append(f"  stop     Ctrl-C, or kill {os.getpid()}")
     return "\n".join(lines)
 

@@ -126,7 +126,8 @@ class Supervisor:
             self._listener = open_listener(self._settings.ingest.host, self._settings.ingest.port)
         if "admin" in self._roles:
             self._admin_listener = open_admin(self._settings.admin)
-        oplog.info("starting", version=__version__, roles=",".join(sorted(self._roles)), data_dir=self._data_dir.path)
+        data_dir = self._data_dir.path.absolute()
+        oplog.info("starting", version=__version__, roles=",".join(sorted(self._roles)), data_dir=data_dir)
         url = self._settings.queue.url or self._start_queue()
         self._make_pools(url)
         self._listen_for_signals()

@@ -15,6 +15,7 @@ from postbackd.queue.wire import Wire, mask
 OLDEST_MAJOR = 7
 TIMEOUT_S = 5.0
 LOADING_PAUSE_S = 0.5
+MEND_AWAY = "Start it, or mend queue.url."
 
 
 class Finding(NamedTuple):
@@ -34,7 +35,12 @@ def check_server(url: str, shards: int = 1) -> list[Finding]:
     try:
         return look_at_servers(url, shards)
     except QueueUnavailableError as error:
-        return [Finding("fail", f"queue: {error} Start it, or mend queue.url.")]
+        return [Finding("fail", f"queue: {error} {MEND_AWAY}")]
+
+
+def is_away(findings: list[Finding]) -> bool:
+    """Whether `check_server` found none that can be reached."""
+    return len(findings) == 1 and findings[0].level == "fail" and findings[0].text.endswith(MEND_AWAY)
 
 
 def look_at_servers(url: str, shards: int = 1) -> list[Finding]:
@@ -229,7 +235,7 @@ def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None], shards: int 
                 break
             away = REPLICA.text  # perhaps for the length of a failover: as if it could not be reached
         except QueueUnavailableError as error:
-            away = f"queue: {error} Start it, or mend queue.url."
+            away = f"queue: {error} {MEND_AWAY}"
         if time.monotonic() > deadline_s:
             raise QueueAwayError(f"{away} (queue.url = {mask(url)})")
         beat()

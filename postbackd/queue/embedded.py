@@ -67,6 +67,14 @@ def running_url(settings: Queue, data_dir: Path | str) -> str:
     return f"unix://:{password}@{folder / 'socket'}"
 
 
+def socket_path_fault(data_dir: Path | str) -> str | None:
+    """Why the server's socket cannot be there; None when it can."""
+    path = Path(data_dir).absolute() / "queue" / "socket"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
+        return None
+    return f"data_dir is too long a path for a unix socket ({path}): choose a shorter one"
+
+
 def _die_with(parent_pid: int) -> None:
     """In the child: a supervisor killed with -9 takes its server with it, which then stops cleanly."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -91,10 +99,8 @@ class EmbeddedServer:
 
     def start(self) -> str:
         """Start the server and return the url of its socket, password included; raises BootError in one line."""
-        if len(os.fsencode(self._socket_path)) > SOCKET_PATH_BYTES:
-            raise BootError(
-                f"data_dir is too long a path for a unix socket ({self._socket_path}): choose a shorter one"
-            )
+        if fault := socket_path_fault(self._folder.parent):
+            raise BootError(fault)
         binary = find_server(self._settings.server)
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

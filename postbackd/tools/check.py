@@ -4,8 +4,7 @@
 Starts nothing and changes nothing. The configuration itself was checked when it was loaded.
 """
 
-import os
-import socket
+import contextlib
 import ssl
 import stat
 from pathlib import Path
@@ -13,45 +12,49 @@ from pathlib import Path
 import click
 
 from postbackd.delivery.egress import reaches_inside
-from postbackd.errors import BootError, ExitCode
+from postbackd.errors import BootError, ExitCode, QueueUnavailableError
 from postbackd.limits import raise_descriptor_limit
-from postbackd.queue.check import Finding, check_server, losses, persistence_of, replicas_of
+from postbackd.queue.check import Finding, check_server, is_away, losses, persistence_of, replicas_of
 from postbackd.queue.embedded import find_server
+from postbackd.queue.worker_number import has_numbers
 from postbackd.senders import secret_of
-from postbackd.server.listener import bind, is_loopback
+from postbackd.server.listener import is_loopback
 from postbackd.settings import Settings
 from postbackd.signing import SHORT_SECRET_BYTES, SigningKeys
+from postbackd.tools.check_here import look_here
 
 SHORT_TOKEN = 16
 READ, WRITE, EXECUTE = stat.S_IROTH, stat.S_IWOTH, stat.S_IXOTH  # of others
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def check(settings: Settings, config: str | None) -> int:
-    """Print one line a finding; exit code 1 when the daemon would not run. `config` is the file they came from."""
+def check(settings: Settings, config: str | None, roles: frozenset[str]) -> int:
+    """Print one line a finding; exit code 1 when `run` with these roles would refuse. `config` is their file."""
     findings = [
         Finding("ok", "configuration: read and valid"),
         *_queue(settings),
-        _limits(settings),
-        _data_dir(settings),
-        _log(settings),
-        _port("ingest", settings.ingest.host, settings.ingest.port),
-        _port("admin", settings.admin.host, settings.admin.port),
-        _tls(),
-        *_doors(settings, config),
+        _limits(settings, roles),
+        *look_here(settings, roles),
+        *([_tls()] if "deliver" in roles else []),
+        *_doors(settings, config, roles),
     ]
     for finding in findings:
         click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
-    if not any(finding.level == "fail" for finding in findings):
+    if any(finding.level == "fail" for finding in findings):
+        return ExitCode.FAILED
+    with contextlib.suppress(QueueUnavailableError):  # away, as was said
+        costs = losses(_persistence(settings), settings.queue.durability, bool(settings.queue.url))
         click.echo("what acknowledged postbacks a disaster can cost:")
-        for line in losses(_persistence(settings), settings.queue.durability, bool(settings.queue.url)):
+        for line in costs:
             click.echo(f"     {line}")
-    return ExitCode.FAILED if any(finding.level == "fail" for finding in findings) else ExitCode.OK
+    return ExitCode.OK
 
 
 def _queue(settings: Settings) -> list[Finding]:
     if settings.queue.url:
         findings = check_server(settings.queue.url, settings.queue.shards)
+        if is_away(findings) and has_numbers(Path(settings.data_dir)):
+            return [Finding("warn", f"{findings[0].text} run starts all the same here: ingest spools, delivery waits.")]
         if settings.queue.durability == "fsync" and not any("appendfsync always:" in f.text for f in findings):
             findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
         if settings.queue.durability == "replica" and not any(finding.level == "fail" for finding in findings):
@@ -77,48 +80,18 @@ def _persistence(settings: Settings) -> str | None:
     return persistence_of(settings.queue.url) if settings.queue.url else settings.queue.appendfsync
 
 
-def _limits(settings: Settings) -> Finding:
+def _limits(settings: Settings, roles: frozenset[str]) -> Finding:
     try:
-        raise_descriptor_limit(settings, frozenset({"ingest", "deliver"}))
+        raise_descriptor_limit(settings, roles)
     except BootError as error:
         return Finding("fail", f"limits: {error}")
     return Finding("ok", "limits: enough file descriptors")
 
 
-def _data_dir(settings: Settings) -> Finding:
-    path = Path(settings.data_dir)
-    nearest = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return Finding("fail", f"data_dir: {nearest} cannot be written: chown it to the daemon's user, or set data_dir")
-    return Finding("ok", f"data_dir: {path} " + ("can be written" if path.exists() else "will be created"))
-
-
-def _log(settings: Settings) -> Finding:
-    path = Path(settings.log.path)
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    target = path if path.exists() else folder
-    if not os.access(target, os.W_OK):
-        return Finding("fail", f"log.path: {target} cannot be written: chown it to the daemon's user, or set log.path")
-    return Finding("ok", f"log.path: {path} can be written")
-
-
-def _port(section: str, host: str, port: int) -> Finding:
-    place = f"{host}:{port}"
-    try:
-        with socket.socket() as probe:  # a daemon of ours that runs already is no fault
-            probe.settimeout(1)
-            if probe.connect_ex((host, port)) == 0:
-                return Finding("warn", f"{section}: something listens on {place} already; fine if it is this daemon")
-        bind(host, port, section=section).close()
-    except (BootError, OSError) as error:
-        return Finding("fail", f"{section}: {error}")
-    return Finding("ok", f"{section}: {place} is free")
-
-
-def _doors(settings: Settings, config: str | None) -> list[Finding]:
+def _doors(settings: Settings, config: str | None, roles: frozenset[str]) -> list[Finding]:
     """What stands open that a stranger could use."""
     found = []
-    if not settings.ingest.tokens and not is_loopback(settings.ingest.host):
+    if "ingest" in roles and not settings.ingest.tokens and not is_loopback(settings.ingest.host):
         text = f"ingest: {settings.ingest.host} is open to everybody who reaches it: set ingest.tokens."
         found.append(Finding("warn", text))
     if any(len(secret_of(token)) < SHORT_TOKEN for token in settings.ingest.tokens):
@@ -134,7 +107,7 @@ def _doors(settings: Settings, config: str | None) -> list[Finding]:
         found.append(
             Finding("warn", "delivery.tls_verify is false: whoever is in between reads and answers postbacks.")
         )
-    if not settings.admin.token and not is_loopback(settings.admin.host):
+    if "admin" in roles and not settings.admin.token and not is_loopback(settings.admin.host):
         text = (
             f"admin: {settings.admin.host} is reached by others: set admin.token or admin.host, or run without admin."
         )

@@ -77,7 +77,7 @@ def test_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_missing_log_folder_is_made(tmp_path: Path) -> None:
     with running_daemon(tmp_path, [f"log.path={tmp_path}/new/folder/log"]):
-        assert (tmp_path / "new" / "folder" / "log").exists()
+        wait_until((tmp_path / "new" / "folder" / "log").exists, "a delivery worker has made it")
 
 
 def test_data_dir_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_request_to_try_is_valid_json() -> None:
     [sample] = re.findall("-d '(.*?)'", text)
     assert json.loads(sample)["data"] == [{"k": "v"}]
     assert "  log      var/deliveries.jsonl" in text.splitlines()
+    data_dir = f'  data     {Path("var").absolute()} (data_dir "var" is taken from the current directory)'
+    assert data_dir in text.splitlines()
+    assert "are refused as configured" in text
+    data_dir = f'  data     {Path("var").absolute()} (data_dir "var" is taken from the current directory)'
+    assert data_dir in text.splitlines()
+    assert "are refused as configured" in text
 
 
 def test_delivery_alone_names_no_url() -> None:

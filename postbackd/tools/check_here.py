@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""The part of `postbackd check` about this machine: data_dir, delivery log, ports; what `run` would refuse there.
+
+A daemon that runs on this very data_dir and holds these ports is no fault: then its own are left out of the search.
+Ports are tried by binding them as `run` does; nothing else is changed.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from postbackd.data_dir import foreign_machine, holder_of, read_processes
+from postbackd.errors import BootError
+from postbackd.queue.check import Finding
+from postbackd.queue.embedded import socket_path_fault
+from postbackd.server.listener import bind
+from postbackd.settings import Settings
+from postbackd.suggestion import with_setting
+
+INIT_PID = 1  # systemd: it holds the port of postbackd.socket and hands it to the service
+
+
+class Daemon(NamedTuple):
+    """The one that holds the data_dir."""
+
+    pid: str
+    roles: frozenset[str]  # empty: nothing is known of its processes
+    pids: frozenset[int]
+
+
+class Door(NamedTuple):
+    """A port that `run` would listen on."""
+
+    section: str
+    role: str
+    host: str
+    port: int
+
+
+def look_here(settings: Settings, roles: frozenset[str]) -> list[Finding]:
+    """Every finding; a `fail` is what `run` with these roles would refuse."""
+    daemon = _daemon(settings)
+    ports = _ports(settings, roles, daemon)
+    return [
+        *_relative(settings),
+        *_data_dir(settings, daemon, has_own_ports=not any(finding.level == "fail" for finding in ports)),
+        *([_log(settings)] if "deliver" in roles else []),
+        *ports,
+    ]
+
+
+def _daemon(settings: Settings) -> Daemon | None:
+    try:
+        pid = holder_of(settings.data_dir)
+        rows = read_processes(settings.data_dir) if pid else []
+    except (OSError, ValueError):  # no such folder, or not ours: told by _data_dir
+        return None
+    if pid is None:
+        return None
+    return Daemon(pid, frozenset(row["role"] for row in rows), frozenset(row["pid"] for row in rows))
+
+
+def _relative(settings: Settings) -> Iterator[Finding]:
+    """The same configuration from elsewhere would mean another queue, and another log."""
+    for name, text in (("data_dir", settings.data_dir), ("log.path", settings.log.path)):
+        if not Path(text).is_absolute():
+            path = Path(text).absolute()
+            yield Finding("warn", f'{name}: "{text}" is taken from the current directory: here it is {path}')
+
+
+def _data_dir(settings: Settings, daemon: Daemon | None, has_own_ports: bool) -> Iterator[Finding]:
+    path = Path(settings.data_dir).absolute()
+    if not path.exists():
+        nearest = next(parent for parent in path.parents if parent.exists())
+        yield _writable("data_dir", nearest, f"{path} will be created", is_folder=True)
+        return
+    finding = _writable("data_dir", path, f"{path} can be written", is_folder=True)
+    if finding.level == "ok":
+        names = (path, path / "queue", path / "spool", path / "numbers")
+        files = [file for name in names if name.is_dir() for file in sorted(name.iterdir()) if not file.is_socket()]
+        finding = next((wrong for file in files if (wrong := _writable("data_dir", file)).level == "fail"), finding)
+    yield finding
+    try:
+        if fault := foreign_machine(path):
+            yield Finding("fail", fault)
+    except OSError:  # told above
+        return
+    if daemon is not None and has_own_ports:
+        yield Finding("ok", f"data_dir: postbackd already runs here (pid {daemon.pid}), with these ports")
+    elif daemon is not None:
+        other = with_setting(f"data_dir={settings.data_dir}2")
+        text = f"data_dir: {path} is in use by a postbackd with other ports (pid {daemon.pid})"
+        yield Finding("fail", f"{text}: stop it or take another: {other}")
+
+
+def _log(settings: Settings) -> Finding:
+    path = Path(settings.log.path).absolute()
+    if path.is_dir():
+        return Finding("fail", f"log.path: {path} is a directory: name a file in it")
+    if path.exists():
+        return _writable("log.path", path, f"{path} can be written")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    return _writable("log.path", nearest, f"{path} will be created", is_folder=True)
+
+
+def _writable(setting: str, path: Path, well: str = "", is_folder: bool = False) -> Finding:
+    if is_folder and not path.is_dir():
+        return Finding("fail", f"{setting}: {path} is no directory: set {setting} to another place")
+    if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
+        text = f"{setting}: {path} cannot be written: chown it to the daemon's user, or set {setting}"
+        return Finding("fail", text)
+    return Finding("ok", f"{setting}: {well}")
+
+
+def _ports(settings: Settings, roles: frozenset[str], daemon: Daemon | None) -> list[Finding]:
+    doors = [Door("ingest", "ingest", settings.ingest.host, settings.ingest.port)] if "ingest" in roles else []
+    if "admin" in roles:
+        doors.append(Door("admin", "admin", settings.admin.host, settings.admin.port))
+    findings = []
+    if not settings.queue.url:
+        doors.append(Door("queue", "queue", "127.0.0.1", settings.queue.port))
+        if fault := socket_path_fault(settings.data_dir):
+            findings.append(Finding("fail", f"queue: {fault}"))
+    holders = _holders()
+    return findings + [_port(door, daemon, holders.get(door.port, frozenset())) for door in doors]
+
+
+def _port(door: Door, daemon: Daemon | None, holders: frozenset[int]) -> Finding:
+    place = f"{door.host}:{door.port}"
+    is_known = daemon is not None and (not daemon.roles or door.role in daemon.roles)
+    try:
+        bind(door.host, door.port, section=door.section).close()
+    except BootError as error:
+        # Whose port it is only its user and root can see; then the data_dir speaks for it.
+        if daemon is not None and is_known and (holders & daemon.pids or not holders):
+            return Finding("ok", f"{door.section}: {place} is held by the postbackd that runs here")
+        if INIT_PID in holders and door.section == "ingest":
+            return Finding("ok", f"ingest: {place} is held by systemd, for the service")
+        return Finding("fail", f"{door.section}: {error}")
+    if daemon is not None and is_known and daemon.roles:
+        return Finding("fail", f"{door.section}: the postbackd that runs here has another port than {door.port}")
+    return Finding("ok", f"{door.section}: {place} is free")
+
+
+def _holders() -> dict[int, frozenset[int]]:
+    """Which processes listen on a port, as far as we may see."""
+    found: dict[int, frozenset[int]] = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid is not None and connection.laddr:
+            port = connection.laddr.port
+            found[port] = found.get(port, frozenset()) | {connection.pid}
+    return found

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""`postbackd check` and `run` judge this machine alike: what the one calls a failure the other refuses."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import POSTBACKD, STOP_BOUND_S, Daemon, free_port, running_daemon
+
+
+def postbackd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*POSTBACKD, *arguments], capture_output=True, text=True, timeout=STOP_BOUND_S, cwd=cwd)
+
+
+def settings_for(folder: Path, *more: str) -> list[str]:
+    chosen = [f"data_dir={folder}/var", f"log.path={folder}/log", "ingest.workers=1", "delivery.workers=1"]
+    chosen += [f"{section}.port={free_port()}" for section in ("ingest", "admin", "queue")]
+    return [part for setting in (*chosen, *more) for part in ("--set", setting)]
+
+
+def of_daemon(daemon: Daemon, *more: str) -> list[str]:
+    return [part for setting in (*daemon.settings, *more) for part in ("--set", setting)]
+
+
+def lines(ended: subprocess.CompletedProcess[str], level: str) -> list[str]:
+    return [line for line in ended.stdout.splitlines() if line.startswith(level)]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with running_daemon(tmp_path_factory.mktemp("check")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("fault", ["ingest", "admin", "queue", "folder", "log", "log folder", "machine", "too long"])
+def test_what_run_refuses_check_calls_a_failure(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "file").write_text("")
+    with ExitStack() as stack:
+        setting, word = {
+            "folder": (f"data_dir={tmp_path}/file", "data_dir"),
+            "log": (f"log.path={tmp_path}", "log.path"),
+            "log folder": (f"log.path={tmp_path}/file/log", "log.path"),
+            "too long": (f"data_dir={tmp_path}/{'x' * 110}", "data_dir"),
+            "machine": (f"data_dir={tmp_path}/copied", "made on another machine"),
+        }.get(fault, ("", "taken"))
+        if not setting:
+            taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            setting = f"{fault}.port={taken.getsockname()[1]}"
+        if fault == "machine":
+            (tmp_path / "copied").mkdir(mode=0o700)
+            (tmp_path / "copied" / "machine").write_text("another\n")
+        settings = settings_for(tmp_path, setting)
+        checked, ran = postbackd("check", *settings), postbackd("run", *settings)
+    assert checked.returncode == 1
+    [failure] = lines(checked, "fail")
+    assert word in failure
+    assert ran.returncode == 1
+    [refusal] = [line for line in ran.stderr.splitlines() if line.startswith("postbackd: ")]
+    assert word in refusal
+
+
+def test_check_beside_the_daemon_itself_is_well(daemon: Daemon) -> None:
+    checked = postbackd("check", *of_daemon(daemon))
+    assert (checked.returncode, lines(checked, "fail")) == (0, []), checked.stdout
+    assert f"postbackd already runs here (pid {daemon.process.pid})" in checked.stdout
+    assert checked.stdout.count("held by the postbackd that runs here") == 3
+
+
+def test_check_fails_where_run_would_meet_that_daemon(daemon: Daemon, tmp_path: Path) -> None:
+    checked = postbackd("check", *of_daemon(daemon, f"ingest.port={free_port()}"))
+    assert checked.returncode == 1
+    assert any(f"in use by a postbackd with other ports (pid {daemon.process.pid})" in line for line in
+               lines(checked, "fail")), checked.stdout  # fmt: skip
+    checked = postbackd("check", *of_daemon(daemon, f"data_dir={tmp_path}/own"))
+    assert (checked.returncode, len(lines(checked, "fail"))) == (1, 3), checked.stdout
+    assert "already runs here" not in checked.stdout
+
+
+def test_check_of_a_role_looks_at_its_own_port_only(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = settings_for(tmp_path, f"admin.port={taken.getsockname()[1]}")
+        assert postbackd("check", *settings).returncode == 1
+        assert postbackd("check", "--roles", "ingest,deliver", *settings).returncode == 0
+
+
+def test_relative_places_are_told_by_their_whole_path(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, "data_dir=here", "log.path=here/log")
+    checked = postbackd("check", *settings, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    place = tmp_path.resolve() / "here"
+    for name, path in (("data_dir", place), ("log.path", place / "log")):
+        assert any(
+            line.startswith(f"warn {name}") and "current directory" in line and line.endswith(str(path))
+            for line in checked.stdout.splitlines()
+        ), checked.stdout
+    whole = postbackd("check", *settings_for(tmp_path), cwd=tmp_path)
+    assert "current directory" not in whole.stdout
