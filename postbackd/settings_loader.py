@@ -122,6 +122,9 @@ def _convert(table: dict[str, Any], origins: Mapping[str, str]) -> Settings:
         if name.startswith("hosts") and "unknown field" in reason:
             reason += f"; a host has {', '.join(f.name for f in msgspec.structs.fields(Host))}"
         plain = name.split("[", 1)[0]
+        declared = {f"{d.section}.{d.name}": d for d in declarations()}.get(plain)
+        if declared is not None and declared.choices:
+            reason += f": choose from {', '.join(declared.choices)}"
         raise ConfigError(f"{name}: {reason} (from {origins.get(plain, 'the configuration')})") from None
 
 

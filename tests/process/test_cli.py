@@ -96,7 +96,8 @@ def test_network_that_is_none_is_one_line(tmp_path: Path) -> None:
     [
         (["config", "--set", "ingest.prot=1"], ["ingest.prot", "ingest.port"]),
         (["config", "--set", "ingest.port=x"], ["ingest.port", "--set ingest.port=x"]),
-        (["config", "--set", "ingest.ack=group"], ["ingest.ack", "not supported yet"]),
+        (["config", "--set", "ingest.ack=never"], ["ingest.ack", "'never'", "commit, group"]),
+        (["config", "--set", 'security.schemes=["ftp"]'], ["security.schemes", "'ftp'", "http, https"]),
         (["config", "--set", "retry.statuses=[700]"], ["retry.statuses", "700"]),
         (["config", "-c", "/nowhere.toml"], ["/nowhere.toml"]),
         (["run", "--roles", "cook"], ["--roles", "ingest"]),
