@@ -14,11 +14,10 @@ from postbackd import oplog
 from postbackd.delivery.intake import Intake
 from postbackd.delivery.pace import BATCH, Pace
 from postbackd.errors import LeaseLostError, QueueUnavailableError
-from postbackd.queue.idle_wait import IdleWait
+from postbackd.queue.idle_wait import LONGEST_MS, SHORTEST_MS, IdleWait
 from postbackd.queue.lease_client import MAX_HELD, Claim, LeaseClient, Outcome
 from postbackd.scoreboard import Cell, monotonic_ms
 
-LONGEST_IDLE_MS = 1000
 PARK_ROOM = MAX_HELD - BATCH
 CLAIM_WITHOUT_WAIT_MS = 500  # the idle wait cannot be armed: claim by the clock
 ABROAD_MS = 900  # between looks at an empty shard where it does not wait; a claim a second is the heartbeat, too
@@ -32,6 +31,10 @@ TOKEN_MASK = (1 << TOKEN_BITS) - 1
 def waits_at(shard: int, slot: int, workers: int, shards: int) -> bool:
     """Whether the worker of a slot has an idle wait at a shard: at home, and at shards that would have nobody."""
     return shard == slot % shards or (workers < shards and shard % workers == slot)
+
+
+def _at_least(wait_ms: int) -> int:
+    return max(wait_ms, SHORTEST_MS)
 
 
 class Shard:
@@ -60,7 +63,8 @@ class Shard:
         self._to_reclaim: dict[str, str] = {}  # worker → why
         self._oldest_ms: int | None = None  # when the oldest unsettled outcome came
         self._is_empty = False  # as far as the last claim and the idle wait say
-        self._look_again_ms = 0
+        self._look_again_ms: int | None = None  # by the clock, while it is empty; None: the idle wait's end will do
+        self._wait_ends_ms = 0  # of the idle wait that is armed, at the latest
         self._was_away = False
         self.recalled: list[Any] | None = None  # what a recall has brought; the worker takes it
         self.claims = True
@@ -76,7 +80,7 @@ class Shard:
         if lease.busy or not lease.is_connected:
             return SETTLE_PAUSE_MS
         wait_ms = self.pace.next_ms(now_ms, open_items, self._oldest_ms, self.claims and not self._is_empty)
-        if self._is_empty and self._idle_wait is None:
+        if self._is_empty and self._look_again_ms is not None:
             wait_ms = min(wait_ms, max(self._look_again_ms - now_ms, 0))
         return wait_ms
 
@@ -88,7 +92,7 @@ class Shard:
         if lease.busy:
             lease.give_up_on_silence(now_ms)
             return False
-        if self._is_empty and now_ms >= self._look_again_ms and not (self._idle_wait and self._idle_wait.is_armed):
+        if self._is_empty and self._look_again_ms is not None and now_ms >= self._look_again_ms:
             self._is_empty = False
         may_find = self.claims and not self._is_empty
         return self.pace.is_due(now_ms, open_items, lease.unsettled, self._oldest_ms, may_find)
@@ -170,28 +174,34 @@ class Shard:
         if claim.items:
             self._is_empty = False
             if self._idle_wait is None and claim.came_short:
-                self._leave(now_ms)
+                self._leave(claim.next_due_ms, now_ms)
         elif claim.came_short:
             self._wait_for_work(claim.next_due_ms, now_ms)
         mark = self._mark
         return [(token | mark, item) for token, item in claim.items] if mark else claim.items
 
-    def _leave(self, now_ms: int) -> None:
-        """Nothing more here for now, and others wait at this shard."""
+    def _leave(self, next_due_ms: int | None, now_ms: int) -> None:
+        """Nothing more here for now, and others wait at this shard; not for what this worker has put off here."""
         self._is_empty = True
-        self._look_again_ms = now_ms + ABROAD_MS
+        self._look_again_ms = now_ms + (ABROAD_MS if next_due_ms is None else min(ABROAD_MS, _at_least(next_due_ms)))
 
     def _wait_for_work(self, next_due_ms: int | None, now_ms: int) -> None:
         """The shard is empty: block on the server until something comes, or is due."""
         wait = self._idle_wait
         if wait is None:
-            self._leave(now_ms)
+            self._leave(next_due_ms, now_ms)
             return
         self._is_empty = True
-        self._look_again_ms = now_ms + CLAIM_WITHOUT_WAIT_MS
-        if wait.is_armed or not self.claims:
+        wait_ms = LONGEST_MS if next_due_ms is None else min(_at_least(next_due_ms), LONGEST_MS)
+        if wait.is_armed:  # since before something was put off that is due sooner, perhaps: nothing can shorten it
+            self._look_again_ms = now_ms + wait_ms if now_ms + wait_ms < self._wait_ends_ms else None
             return
-        if wait.arm(LONGEST_IDLE_MS if next_due_ms is None else next_due_ms) and self._watched_wait != wait.generation:
+        if not self.claims or not wait.arm(wait_ms):
+            self._look_again_ms = now_ms + min(CLAIM_WITHOUT_WAIT_MS, wait_ms)
+            return
+        self._look_again_ms = None
+        self._wait_ends_ms = now_ms + wait_ms
+        if self._watched_wait != wait.generation:
             self._watched_wait = wait.generation
             self._watch(wait.fileno())
 

@@ -114,3 +114,23 @@ def test_shard_away_holds_up_no_other(server: redis.Redis, url: str, tmp_path: P
     shard_items(bench, endpoint, 2, 1)
     away.lease._url = url
     bench.run_until(lambda: len(bench.log()) == 22, "and this one's when it is back")
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_retry_is_due_at_its_time_at_home_and_abroad(
+    server: redis.Redis, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
+) -> None:
+    """Nothing but its time brings it: the idle wait, the look at other shards and the heartbeat are ten minutes away."""
+    never_ms = 600_000
+    monkeypatch.setattr("postbackd.queue.idle_wait.LONGEST_MS", never_ms)
+    monkeypatch.setattr("postbackd.delivery.shard.LONGEST_MS", never_ms)
+    monkeypatch.setattr("postbackd.delivery.shard.ABROAD_MS", never_ms)
+    monkeypatch.setattr("postbackd.delivery.pace.HEARTBEAT_MS", never_ms)
+    bench = Bench(server, url, tmp_path, "queue.shards=2", "delivery.workers=2")
+    retry = {"schedule": [0.2, 0.05], "max_attempts": 4}
+    endpoint = bench.endpoint(f"http://127.0.0.1:{free_port()}/", retry=retry)
+    keys = Keys("pb", shard)
+    server.set(keys.endpoint(endpoint.id), endpoint.record)
+    server.rpush(keys.ready, endpoint.encode((int(time.time() * 1000) - EPOCH_MS) << 22, {}, 0, None))
+    bench.run_until(lambda: len(bench.log()) == 4, "all attempts are made")
+    assert [line["outcome"] for line in bench.log()] == ["retry", "retry", "retry", "dead"]
