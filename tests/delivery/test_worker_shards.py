@@ -120,7 +120,7 @@ def test_shard_away_holds_up_no_other(server: redis.Redis, url: str, tmp_path: P
 def test_retry_is_due_at_its_time_at_home_and_abroad(
     server: redis.Redis, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: int
 ) -> None:
-    """Nothing but its time brings it: the idle wait, the look at other shards and the heartbeat are ten minutes away."""
+    """Nothing but its time brings it: idle wait, look at other shards and heartbeat are ten minutes away."""
     never_ms = 600_000
     monkeypatch.setattr("postbackd.queue.idle_wait.LONGEST_MS", never_ms)
     monkeypatch.setattr("postbackd.delivery.shard.LONGEST_MS", never_ms)
