@@ -2,8 +2,8 @@
 """The worker number of an ingest process: 12 bits of every id, which no two processes ever share.
 
 Leased in Redis (`pb:num:<n>` = owner, SET NX, TTL 7 d, renewed every 5 min) and kept in a file of data_dir with the
-last renewal, held by flock: a successor takes the file and with it the number, also without Redis. Unrenewed for
-6 d it is not used any more.
+last renewal, held by flock: a successor takes the file and with it the number, also without Redis, and becomes its
+owner by a name of its own, so that a copy of the file is worth nothing. Unrenewed for 6 d it is not used any more.
 """
 
 import contextlib
@@ -51,6 +51,7 @@ class WorkerNumber:
         self._clock = clock
         self._file: int | None = None
         self._kept: Kept | None = None
+        self._is_inherited = False  # from a predecessor, whose name as the owner is still in Redis
         self._generator: IdGenerator | None = None
         self._why_none = "Redis was not asked for one yet."
         self._renewed_ms = 0
@@ -93,14 +94,18 @@ class WorkerNumber:
         """Whether the number is still ours: it was, or nobody has it."""
         key = self._keys.number(kept.number)
         owner = link.call_for(key, "GET", key)
+        name = secrets.token_hex(8) if self._is_inherited else kept.owner
         if owner is None:
-            if link.call_for(key, "SET", key, kept.owner, "NX", "EX", TTL_S) is None:
+            if link.call_for(key, "SET", key, name, "NX", "EX", TTL_S) is None:
                 return False
         elif owner != kept.owner.encode():
             return False
+        elif self._is_inherited:
+            link.call_for(key, "SET", key, name, "EX", TTL_S)
         else:
             link.call_for(key, "EXPIRE", key, TTL_S)
-        self._keep(Kept(kept.number, kept.owner, self._clock.now_ms(), self._clock.ahead_ms()))
+        self._is_inherited = False
+        self._keep(Kept(kept.number, name, self._clock.now_ms(), self._clock.ahead_ms()))
         return True
 
     def _lease_new(self, link: Link) -> None:
@@ -140,7 +145,7 @@ class WorkerNumber:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             return False
-        self._file, self._kept = descriptor, kept
+        self._file, self._kept, self._is_inherited = descriptor, kept, True
         self._clock.assume_ahead(kept.ahead_ms)  # or our first ids could be the predecessor's last ones
         return True
 
@@ -176,3 +181,4 @@ class WorkerNumber:
                 (self._folder / f"{self._kept.number}.num").unlink(missing_ok=True)
             os.close(self._file)
         self._file = self._kept = self._generator = None
+        self._is_inherited = False

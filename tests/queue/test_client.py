@@ -2,6 +2,7 @@
 """The queue client against a real server: one round trip, lost answers, lost scripts, a server that goes away."""
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -539,6 +540,19 @@ def test_successor_takes_the_number_again_also_without_redis(server: redis.Redis
     away = number_of(f"redis://127.0.0.1:{free_port()}", tmp_path)
     assert away.generator().next_ids(1)[0] >> 10 & 0xFFF == number
     assert len(server.keys("pb:num:*")) == 1
+
+
+def test_copy_of_a_folder_gives_no_number_twice(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    first = number_of(url, tmp_path / "a")
+    os.close(first._file or 0)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    numbers = [number_of(url, tmp_path / name) for name in ("a", "b")]
+    ids = [number.generator().next_ids(1)[0] >> 10 & 0xFFF for number in numbers]
+    assert ids[0] == first.generator().next_ids(1)[0] >> 10 & 0xFFF, "a successor takes it again"
+    assert ids[1] != ids[0]
+    for number in numbers:
+        number.renew(Link(url, Clock(), Count()))
+    assert [number.generator().next_ids(1)[0] >> 10 & 0xFFF for number in numbers] == ids, "both stay with theirs"
 
 
 def test_without_redis_and_without_a_file_there_is_no_number(tmp_path: Path) -> None:
