@@ -27,6 +27,7 @@ Seconds = Annotated[float, Meta(ge=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 Timeout = Annotated[float, Meta(ge=0.1, le=60)]
 Bytes = Annotated[int, Meta(ge=1)]
+Wait = Annotated[float, Meta(ge=0, le=2_505_600)]  # 29 days: an endpoint's record is kept for 30
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +68,7 @@ class Ingest(Section, frozen=True, kw_only=True):
         dict[str, SenderLimits],
         _meta('limits by token name: { tracker = { rate = 50, burst = 100, hosts = ["*.x"] } }'),
     ] = {}
-    paths: Annotated[list[str], _meta("paths that take requests")] = msgspec.field(
+    paths: Annotated[list[str], Meta(min_length=1), _meta("paths that take requests")] = msgspec.field(
         default_factory=lambda: ["/ingest.php", "/i"]
     )
     ack: Annotated[
@@ -113,7 +114,9 @@ class Delivery(Section, frozen=True, kw_only=True):
     connect_timeout: Annotated[Timeout, _meta("longest wait for a connection", "s", reload=True)] = 3.0
     timeout: Annotated[Timeout, _meta("longest time of one attempt", "s", reload=True)] = 10.0
     drain_timeout: Annotated[Seconds, _meta("longest wait for transfers at a stop", "s")] = 25.0
-    user_agent: Annotated[str, _meta("User-Agent; empty = postbackd/<version>", reload=True)] = ""
+    user_agent: Annotated[
+        str, Meta(pattern="^[ -~]*$"), _meta("User-Agent; empty = postbackd/<version>", reload=True)
+    ] = ""
     max_response_bytes: Annotated[Bytes, _meta("read of a response, then it is cut", "bytes", reload=True)] = 65_536
     http2: Annotated[bool, _meta("HTTP/2 where the server speaks it", reload=True)] = True
     tls_verify: Annotated[bool, _meta("check certificates; false only for tests", reload=True)] = True
@@ -122,7 +125,7 @@ class Delivery(Section, frozen=True, kw_only=True):
 class Retry(Section, frozen=True, kw_only=True):
     """Trying again."""
 
-    schedule: Annotated[list[float], Meta(min_length=1), _meta("waits before the 2nd, 3rd, … attempt", "s")] = (
+    schedule: Annotated[list[Wait], Meta(min_length=1), _meta("waits before the 2nd, 3rd, … attempt", "s")] = (
         msgspec.field(default_factory=lambda: list(DEFAULT_SCHEDULE))
     )
     max_attempts: Annotated[int, Meta(ge=1, le=25), _meta("attempts in all; 1 = no retry", reload=True)] = 9
@@ -169,7 +172,7 @@ class Admin(Section, frozen=True, kw_only=True):
     host: Annotated[str, _meta("address to listen on", reload=False)] = "127.0.0.1"
     port: Annotated[Port, _meta("port to listen on", reload=False)] = 8081
     token: Annotated[str, _meta("bearer token; needed off loopback", secret=True)] = ""
-    hosts: Annotated[list[str], _meta("Host headers that are answered")] = msgspec.field(
+    hosts: Annotated[list[str], Meta(min_length=1), _meta("Host headers that are answered")] = msgspec.field(
         default_factory=lambda: ["127.0.0.1", "localhost"]
     )
 
@@ -179,8 +182,8 @@ class Security(Section, frozen=True, kw_only=True):
 
     allow_networks: Annotated[list[str], _meta("networks allowed beyond the public ones; wins over deny")] = []
     deny_networks: Annotated[list[str], _meta("networks denied beyond the private ones")] = []
-    schemes: Annotated[list[Literal["http", "https"]], _meta("schemes an endpoint may have")] = msgspec.field(
-        default_factory=lambda: ["http", "https"]
+    schemes: Annotated[list[Literal["http", "https"]], Meta(min_length=1), _meta("schemes an endpoint may have")] = (
+        msgspec.field(default_factory=lambda: ["http", "https"])
     )
     signing_keys: Annotated[
         dict[str, str | list[str]], _meta("name = whsec_ secret, or several: all of them sign", secret=True)

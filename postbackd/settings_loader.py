@@ -5,6 +5,7 @@ Raises ConfigError: one line with the setting, where it came from, what is wrong
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from postbackd.settings import Declaration, Host, Settings, declarations
 
 ENVIRONMENT_PREFIX = "POSTBACKD_"
 REDIS_PORT = 6379
+OWN_PATHS = ("/health", "/ready")
+WITHOUT_SECTION = ("data_dir", "hosts")  # in the environment
 _HOST_NAME = re.compile(r'hosts\."([^"]+)"\.(\w+)')
 _PATH_IN_ERROR = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -29,9 +32,10 @@ def load(path: str | None, environ: Mapping[str, str], overrides: Sequence[str])
     if path is not None:
         _merge_file(path, table, origins)
     for variable, text in sorted(environ.items()):
-        # POSTBACKD_DEBUG and the like have no section and are no settings; data_dir is the one without a table.
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if variable.startswith(ENVIRONMENT_PREFIX) and ("__" in name or name == "data_dir"):
+        if "__" in name or _is_without_section(name, variable):
             _put(table, origins, name.split("__", 1), text, f"environment variable {variable}")
     shown = {f"{d.section}.{d.name}".lstrip(".") for d in declarations() if not d.secret}  # others may hold a secret
     for override in overrides:
@@ -44,6 +48,18 @@ def load(path: str | None, environ: Mapping[str, str], overrides: Sequence[str])
     settings = _convert(table, origins)
     _check_values(settings)
     return settings
+
+
+def _is_without_section(name: str, variable: str) -> bool:
+    """Whether it is one of the settings that need no section. POSTBACKD_DEBUG, POSTBACKD_PORT (which Kubernetes sets
+    for a service of this name) and the like are none and no error, but for one that is all but right."""
+    if name in WITHOUT_SECTION:
+        return True
+    if near := difflib.get_close_matches(name, WITHOUT_SECTION, n=1, cutoff=0.8):
+        raise ConfigError(
+            f"{name}: there is no such setting: did you mean {near[0]}? (from environment variable {variable})"
+        )
+    return False
 
 
 def _split_name(name: str) -> list[str]:
@@ -68,7 +84,10 @@ def _merge_file(path: str, table: dict[str, Any], origins: dict[str, str]) -> No
 
 
 def _put(table: dict[str, Any], origins: dict[str, str], parts: list[str], text: str, origin: str) -> None:
-    """Set one value given as text: TOML where it is TOML of the wanted kind, the bare text where it is a string."""
+    """Set one value given as text: TOML where it is TOML of the wanted kind, the bare text where it is a string.
+
+    A table may be JSON, which is what comes to mind in an environment variable.
+    """
     name = ".".join(parts)
     declared = {f"{d.section}.{d.name}".lstrip("."): d for d in declarations()}.get(name)
     value: object = text
@@ -76,7 +95,7 @@ def _put(table: dict[str, Any], origins: dict[str, str], parts: list[str], text:
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text
+            value = _json_table(text)
     elif len(text) > 1 and text[0] == text[-1] == '"':
         value = text[1:-1]
     target = table
@@ -86,6 +105,16 @@ def _put(table: dict[str, Any], origins: dict[str, str], parts: list[str], text:
             raise ConfigError(f"{part}: must be a table (from {origins.get(part, origin)})")
     target[parts[-1]] = value
     origins[name] = origin
+
+
+def _json_table(text: str) -> object:
+    """A JSON object as a table; any other text as it is."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
+    except msgspec.DecodeError:
+        return text
 
 
 def _check_names(table: Mapping[str, Any], origins: Mapping[str, str]) -> None:
@@ -111,7 +140,21 @@ def _unknown(name: str, known: list[str], origins: Mapping[str, str]) -> ConfigE
     return ConfigError(f"{name}: there is no such setting: {hint} (from {origins.get(name, 'the configuration')})")
 
 
+def _refuse_infinite(value: object, name: str, origins: Mapping[str, str]) -> None:
+    """TOML has nan and inf, which no bound keeps out."""
+    if isinstance(value, float) and not math.isfinite(value):
+        origin = origins.get(name.split("[", 1)[0], "the configuration")
+        raise ConfigError(f"{name}: must be a finite number, not {value} (from {origin})")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_infinite(inner, f"{name}.{key}".lstrip("."), origins)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_infinite(inner, f"{name}[{index}]", origins)
+
+
 def _convert(table: dict[str, Any], origins: Mapping[str, str]) -> Settings:
+    _refuse_infinite(table, "", origins)
     try:
         return msgspec.convert(table, Settings)
     except msgspec.ValidationError as error:
@@ -147,6 +190,11 @@ def _check_values(settings: Settings) -> None:
     for path in settings.ingest.paths:
         if not path.startswith("/"):
             raise ConfigError(f"ingest.paths: {path!r} must begin with /")
+        if path in OWN_PATHS:
+            raise ConfigError(f"ingest.paths: {path!r} is where ingest says how it is: choose another")
+    for host in settings.hosts:
+        if host != host.lower():
+            raise ConfigError(f"hosts.{host}: hosts are known in lower case: write {host.lower()}")
 
 
 def _format_toml(value: object) -> str:

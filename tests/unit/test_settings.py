@@ -50,6 +50,15 @@ def test_later_source_wins(tmp_path: Path) -> None:
         ("port", ["section.key=value"]),
         ('hosts."a".speed=1', ["rate", "per_host"]),
         ("data_dir=", ["data_dir"]),
+        ("delivery.timeout=nan", ["delivery.timeout", "finite", "--set"]),
+        ("retry.schedule=[1, inf]", ["retry.schedule[1]", "finite"]),
+        ("retry.schedule=[-1]", ["retry.schedule", ">= 0"]),
+        ("ingest.paths=[]", ["ingest.paths"]),
+        ('ingest.paths=["/i", "/ready"]', ["ingest.paths", "'/ready'"]),
+        ("security.schemes=[]", ["security.schemes"]),
+        ("admin.hosts=[]", ["admin.hosts"]),
+        ("delivery.user_agent=a\tb", ["delivery.user_agent"]),
+        ('hosts={"A.example" = {rate = 1}}', ["A.example", "a.example"]),
     ],
 )
 def test_wrong_setting_is_one_line_that_names_it(override: str, words: list[str]) -> None:
@@ -61,9 +70,17 @@ def test_wrong_setting_is_one_line_that_names_it(override: str, words: list[str]
         assert word in text, text
 
 
-def test_wrong_environment_names_its_variable() -> None:
-    with pytest.raises(ConfigError, match="POSTBACKD_INGEST__PROT"):
-        load(None, {"POSTBACKD_INGEST__PROT": "1"}, [])
+@pytest.mark.parametrize(("variable", "right"), [("INGEST__PROT", "ingest.port"), ("DATADIR", "data_dir")])
+def test_wrong_environment_names_its_variable(variable: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=rf"did you mean {right}\?.*POSTBACKD_{variable}"):
+        load(None, {f"POSTBACKD_{variable}": "1"}, [])
+
+
+@pytest.mark.parametrize("text", ['{ k = "whsec_x" }', '{"k": "whsec_x"}'])
+def test_table_in_the_environment_is_toml_or_json(text: str) -> None:
+    settings = load(None, {"POSTBACKD_SECURITY__SIGNING_KEYS": text, "POSTBACKD_HOSTS": '{"a.b": {"rate": 5}}'}, [])
+    assert settings.security.signing_keys == {"k": "whsec_x"}
+    assert settings.hosts["a.b"].rate == 5
 
 
 @pytest.mark.parametrize(("text", "word"), [("[ingest", "TOML"), ("ingest = 1", "table")])
