@@ -8,6 +8,7 @@ is set. Open without a token are /health and the dashboard's own files, which ho
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import falcon
 
 from postbackd.settings import Admin
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS = frozenset({"GET", "HEAD"})
 MARK = "X-Postbackd"
 HEADERS = {
     "Content-Security-Policy": (
@@ -28,6 +29,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d*)?")
 
 
 class Door:
@@ -53,6 +57,12 @@ class Door:
         if self._token is not None and req.path not in self._open_paths:
             self._check_token(req.get_header("Authorization") or "")
 
+    def process_resource(self, req: falcon.Request, _resp: falcon.Response, resource: Any, _params: Any) -> None:
+        """Falcon answers OPTIONS by itself, which nobody is to take for a leave to come from elsewhere."""
+        if req.method == "OPTIONS":
+            taken = [method for method in ("GET", "HEAD", "POST") if hasattr(resource, f"on_{method.lower()}")]
+            raise falcon.HTTPMethodNotAllowed(taken)
+
     def _check_token(self, authorization: str) -> None:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer":
@@ -73,10 +83,10 @@ class Door:
 
 def host_name(header: str) -> str:
     """The host of a Host header, without its port, lower case; IPv6 without its brackets."""
-    host = header.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].removesuffix(".")
+    found = _HOST.fullmatch(header.strip().lower())
+    if found is None:
+        return ""
+    return found.group("v6") or found.group("name").removesuffix(".")
 
 
 def _digest(secret: str) -> bytes:

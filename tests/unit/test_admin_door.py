@@ -33,6 +33,9 @@ def client(**settings: object) -> falcon.testing.TestClient:
         ("[::1]:8081", "::1"),
         ("[::1]", "::1"),
         ("", ""),
+        ("localhost:80@evil.example", ""),
+        ("localhost:", "localhost"),
+        ("[]", ""),
     ],
 )
 def test_host_header_without_its_port(header: str, name: str) -> None:
@@ -63,6 +66,9 @@ def test_anything_but_reading_needs_the_mark() -> None:
     assert client().simulate_post("/stats", headers=asked).status_code == 403
     assert client().simulate_post("/stats", headers={**asked, "X-Postbackd": "0"}).status_code == 403
     assert client().simulate_post("/stats", headers={**asked, "X-Postbackd": "1"}).status_code == 200
+    assert client().simulate_options("/stats", headers=asked).status_code == 403
+    marked = client().simulate_options("/stats", headers={**asked, "X-Postbackd": "1"})
+    assert (marked.status_code, marked.headers["Allow"]) == (405, "GET, POST")
 
 
 def test_token_is_needed_where_one_is_set() -> None:
