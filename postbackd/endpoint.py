@@ -24,6 +24,7 @@ from postbackd.outgoing import (
     check_method,
     check_scheme,
 )
+from postbackd.request import MAX_DEPTH, json_fault
 from postbackd.statuses import parse_statuses
 from postbackd.template import CompiledEndpoint, optional_fields, placeholders, render_form
 from postbackd.template_syntax import TemplateError
@@ -158,8 +159,9 @@ def compile_endpoint(
     try:
         spec = _decode_spec(text)
     except msgspec.ValidationError as error:
-        raise _validation_error(error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # what was only skipped so far
+        # What the request's decoder only skipped may be no JSON that is taken, which goes before a wrong type.
+        raise json_fault(text, MAX_DEPTH - 1) or _validation_error(error, text) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(400, "malformed_json", f"The endpoint is not JSON in UTF-8: {error}.", "endpoint") from None
     if spec.sign is not None and spec.sign not in signing_keys:
         _refuse("unknown_signing_key", "sign", f"There is no key {spec.sign[:80]!r} in security.signing_keys.")
@@ -300,11 +302,14 @@ def _refuse(code: str, member: str, message: str) -> NoReturn:
     raise RequestError(422, code, message, f"endpoint.{member}")
 
 
-def _validation_error(error: msgspec.ValidationError) -> RequestError:
+def _validation_error(error: msgspec.ValidationError, sent: bytes) -> RequestError:
     """Name the member that is unknown, missing or of the wrong type."""
     text = str(error)
     found = _MSGSPEC_PATH.search(text)
     parent = f"endpoint.{found.group(1)}" if found and found.group(1) else "endpoint"
+    if parent == "endpoint.headers[...]":  # msgspec does not say which
+        headers = msgspec.json.decode(sent)["headers"]
+        parent = "endpoint.headers." + next(name for name, value in headers.items() if not isinstance(value, str))[:80]
     text = _MSGSPEC_PATH.sub("", text)
     if unknown := _UNKNOWN_MEMBER.search(text):
         path = f"{parent}.{unknown.group(1)}"

@@ -292,8 +292,19 @@ def _ok(status: str, media_type: str, body: bytes) -> Answer:
     return status, [("Content-Type", media_type), ("Content-Length", str(len(body)))], body
 
 
-class _IngestResource:
+class _Resource:
+    """OPTIONS, which Falcon would answer with a 200, is a method like any other."""
+
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+    def on_options(self, _req: falcon.Request, _resp: falcon.Response) -> None:
+        raise falcon.HTTPMethodNotAllowed(self.methods)
+
+
+class _IngestResource(_Resource):
     """POST through Falcon: the same answer as the short way, for what the short way leaves alone."""
+
+    methods = ("POST",)
 
     def __init__(self, door: IngestDoor) -> None:
         self._door = door
@@ -305,7 +316,7 @@ class _IngestResource:
         resp.data = body
 
 
-class _HealthResource:
+class _HealthResource(_Resource):
     """GET or HEAD /health: this process runs and answers."""
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -314,7 +325,7 @@ class _HealthResource:
     on_head = on_get
 
 
-class _ReadyResource:
+class _ReadyResource(_Resource):
     """GET or HEAD /ready: this machine can acknowledge a request now; 503 with the reason when it cannot."""
 
     def __init__(self, door: IngestDoor, is_draining: Callable[[], bool]) -> None:

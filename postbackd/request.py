@@ -64,11 +64,23 @@ def too_deep() -> RequestError:
     return RequestError(400, "malformed_json", f"The JSON nests deeper than {MAX_DEPTH} levels.")
 
 
+def json_fault(text: bytes, levels: int) -> RequestError | None:
+    """Why a text is no JSON that is taken, None when it is."""
+    try:
+        return too_deep() if is_too_deep(_decode_any(text), levels) else None
+    except RecursionError:
+        return too_deep()
+    except UnicodeDecodeError as error:
+        return RequestError(400, "malformed_json", f"The body is not UTF-8 (byte {error.start} of a string).")
+    except msgspec.ValidationError:
+        return RequestError(400, "malformed_json", "A number is out of the range of a double (about 1.8e308).")
+    except msgspec.DecodeError as error:
+        return RequestError(400, "malformed_json", f"{error}.")
+
+
 def _validation_error(error: msgspec.ValidationError) -> RequestError:
     """Name the member that is unknown, missing or of the wrong type."""
     text = str(error)
-    if text.startswith("Number out of range"):
-        return RequestError(400, "malformed_json", "A number is out of the range of a double (about 1.8e308).")
     found = _MSGSPEC_PATH.search(text)
     parent = found.group(1) if found else ""
     text = _MSGSPEC_PATH.sub("", text)
@@ -96,18 +108,12 @@ def explain_rejection(body: bytes) -> RequestError:
     """
     if not body.strip():
         return RequestError(400, "empty_body", "The body is empty: send {endpoint, data} as JSON.")
+    if fault := json_fault(body, MAX_DEPTH):
+        return fault
     try:
-        if is_too_deep(_decode_any(body), MAX_DEPTH):
-            return too_deep()
         decode_request(body)
-    except RecursionError:
-        return too_deep()
-    except UnicodeDecodeError as error:
-        return RequestError(400, "malformed_json", f"The body is not UTF-8 (byte {error.start} of a string).")
     except msgspec.ValidationError as error:
         return _validation_error(error)
-    except msgspec.DecodeError as error:
-        return RequestError(400, "malformed_json", f"{error}.")
     return RequestError(400, "malformed_json", "The body is not JSON that can be read.")
 
 

@@ -266,6 +266,8 @@ REFUSED = [
     (b'{"endpoint":{},"data":[]}x', 400, "malformed_json", None),
     (b'\xef\xbb\xbf{"endpoint":{},"data":[{}]}', 400, "malformed_json", None),
     (b'{"endpoint":{},"data":[{"a":1e999}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{"method":1,"timeout":1e999},"data":[{}]}', 400, "malformed_json", None),
+    (b'{"endpoint":{"headers":' + b'{"a":' * 70 + b"1" + b"}" * 70 + b'},"data":[{}]}', 400, "malformed_json", None),
     (b'{"endpoint":{},"data":[{"a":"\\ud800"}]}', 400, "malformed_json", None),
     (b'{"endpoint":{},"data":[{"a":"\xff"}]}', 400, "malformed_json", None),
     (b'{"endpoint":{"method":"GET","url":"http://a/"},"data":' + b"[" * 70 + b"]" * 70 + b"}", 400, "malformed_json", None),
@@ -309,8 +311,9 @@ def test_wrong_type_path_and_method_are_refused(daemon: Daemon) -> None:
     body = json.dumps({"endpoint": {"method": "GET", "url": "http://a/"}, "data": [{}]}).encode()
     assert http("POST", url, body, {"Content-Type": "text/plain"})[0] == 415
     assert http("POST", url, body, {"Content-Type": "application/json", "Content-Encoding": "br"})[0] == 415
-    status, answer = http("GET", url)
-    assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+    for method, path in (("GET", "/ingest.php"), ("OPTIONS", "/i"), ("OPTIONS", "/health"), ("PUT", "/ready")):
+        status, answer = http(method, daemon.url + path)
+        assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
     status, answer = http("POST", daemon.url + "/nowhere", body)
     assert (status, answer["error"]["code"]) == (404, "not_found")
 
