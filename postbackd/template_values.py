@@ -14,7 +14,7 @@ import msgspec
 from postbackd.codec import ErrorClass
 from postbackd.url import encode_uri, encode_value
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _XML_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 
 Encode = Callable[[Any], str]

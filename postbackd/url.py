@@ -22,7 +22,7 @@ _URI_CHARACTERS = "-._~:/?[]@!$&'()*+,;="  # unreserved, gen-delims but '#', sub
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ALREADY_ENCODED = re.compile(r"[A-Za-z0-9\-._~:/?\[\]@!$&'()*+,;=]*")
 _ASCII_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\#]")
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\#]")
 _FORBIDDEN_NAMES = {" ": "a space", "\\": "a backslash", "#": "a fragment (#)"}
 
 

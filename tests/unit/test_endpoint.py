@@ -34,6 +34,8 @@ REFUSED = [
     ({"method": "GET"}, "missing_member", "url"),
     ({"method": 1, "url": "http://h/"}, "invalid_type", "method"),
     ({**GET, "url": "ftp://h/"}, "invalid_url", "url"),
+    ({**GET, "url": "http://h/\x85"}, "invalid_url", "url"),
+    ({**GET, "headers": {"X-A": "1", "X-B": 2}}, "invalid_type", "headers.X-B"),
     ({**GET, "url": "http://u@h/"}, "invalid_url", "url"),
     ({**GET, "url": "http://h/{x"}, "invalid_template", "url"),
     ({**GET, "url": "http://h/" + "x" * 70_000}, "invalid_url", "url"),

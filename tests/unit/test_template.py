@@ -298,7 +298,7 @@ def test_header_values_are_utf8_and_controls_are_refused() -> None:
     headers = (("X-A", "v {k}"), ("X-B", "fixed"), ("X-E", "{e}"))
     rendered = render("http://h/", {"k": "a b/é"}, headers=headers)
     assert list(rendered.headers) == ["X-A: v a b/é".encode(), b"X-B: fixed", b"X-E;"]
-    for control in ("\r\nX: y", "\n", "\x00", "\x7f", "\t"):
+    for control in ("\r\nX: y", "\n", "\x00", "\x7f", "\t", "\x85"):
         with pytest.raises(RenderError, match="control"):
             render("http://h/", {"k": control}, headers=headers)
 
