@@ -23,6 +23,7 @@ from postbackd.errors import (
     SpoolError,
 )
 from postbackd.idempotency import body_hash, format_ids, key_digest, pack_ids
+from postbackd.methods import Resource
 from postbackd.ndjson import Lines, Prepared
 from postbackd.refusal import refusal_of
 from postbackd.request import (
@@ -292,19 +293,8 @@ def _ok(status: str, media_type: str, body: bytes) -> Answer:
     return status, [("Content-Type", media_type), ("Content-Length", str(len(body)))], body
 
 
-class _Resource:
-    """OPTIONS, which Falcon would answer with a 200, is a method like any other."""
-
-    methods: tuple[str, ...] = ("GET", "HEAD")
-
-    def on_options(self, _req: falcon.Request, _resp: falcon.Response) -> None:
-        raise falcon.HTTPMethodNotAllowed(self.methods)
-
-
-class _IngestResource(_Resource):
+class _IngestResource(Resource):
     """POST through Falcon: the same answer as the short way, for what the short way leaves alone."""
-
-    methods = ("POST",)
 
     def __init__(self, door: IngestDoor) -> None:
         self._door = door
@@ -316,7 +306,7 @@ class _IngestResource(_Resource):
         resp.data = body
 
 
-class _HealthResource(_Resource):
+class _HealthResource(Resource):
     """GET or HEAD /health: this process runs and answers."""
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -325,7 +315,7 @@ class _HealthResource(_Resource):
     on_head = on_get
 
 
-class _ReadyResource(_Resource):
+class _ReadyResource(Resource):
     """GET or HEAD /ready: this machine can acknowledge a request now; 503 with the reason when it cannot."""
 
     def __init__(self, door: IngestDoor, is_draining: Callable[[], bool]) -> None:

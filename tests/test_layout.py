@@ -49,7 +49,7 @@ ONLY_IN = {
     "hiredis": ["queue."],
     "pycurl": ["delivery.transfer", "delivery.curl_options"],
     "bjoern": ["server."],
-    "falcon": ["ingest", "admin."],
+    "falcon": ["ingest", "methods", "admin."],
     "prometheus_client": ["admin."],
 }
 

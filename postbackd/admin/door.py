@@ -14,6 +14,7 @@ from typing import Any
 
 import falcon
 
+from postbackd.methods import methods_of
 from postbackd.settings import Admin
 
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -60,8 +61,7 @@ class Door:
     def process_resource(self, req: falcon.Request, _resp: falcon.Response, resource: Any, _params: Any) -> None:
         """Falcon answers OPTIONS by itself, which nobody is to take for a leave to come from elsewhere."""
         if req.method == "OPTIONS":
-            taken = [method for method in ("GET", "HEAD", "POST") if hasattr(resource, f"on_{method.lower()}")]
-            raise falcon.HTTPMethodNotAllowed(taken)
+            raise falcon.HTTPMethodNotAllowed(methods_of(resource))
 
     def _check_token(self, authorization: str) -> None:
         scheme, _, secret = authorization.partition(" ")
