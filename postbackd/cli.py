@@ -155,7 +155,7 @@ def audit(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Compare what was acknowledged with what arrived. Exit code 1 when anything is lost."""
+    """Compare what was acknowledged with what arrived. Exit code 1 when anything is lost; a dead letter is not."""
     from postbackd.tools.audit import audit as run_audit
 
     load_settings(config, overrides)  # for the commands that it names

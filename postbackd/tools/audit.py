@@ -3,7 +3,7 @@
 
 Sent: any text in which the ids stand (the answers of ingest, the output of `postbackd send`), read for everything
 that looks like an id. Received: a sink's record, where only what was answered 2xx counts as delivered, or a delivery
-log, where only `delivered` does.
+log, where only `delivered` does, and where one given up as a dead letter, which is kept, is told apart from a lost one.
 """
 
 import json
@@ -32,6 +32,7 @@ class Audit(NamedTuple):
     lost: list[int]
     duplicated: dict[int, int]  # id → how often it was delivered
     out_of_nowhere: list[int]  # delivered, and in no sent file: not acknowledged, or another's
+    dead: list[int]  # never delivered, and given up by the delivery log: not lost
 
 
 def read_sent(files: Iterable[Path]) -> set[int]:
@@ -39,8 +40,8 @@ def read_sent(files: Iterable[Path]) -> set[int]:
     return {parse_id(text) for file in files for line in _lines(file) for text in _ID.findall(line)}
 
 
-def read_delivered(files: Iterable[Path], sent: set[int]) -> Iterator[int]:
-    """The id of every delivery that the files show.
+def read_delivered(files: Iterable[Path], sent: set[int], dead: set[int] | None = None) -> Iterator[int]:
+    """The id of every delivery that the files show; those that a delivery log gives up are added to `dead`.
 
     Torn lines (a killed sink, a full disk under the log) are passed over and told: that can only make more lost.
     """
@@ -55,6 +56,8 @@ def read_delivered(files: Iterable[Path], sent: set[int]) -> Iterator[int]:
                 torn.append(number)
                 continue
             whole += 1
+            if dead is not None and entry.get("outcome") == "dead" and entry["id"]:
+                dead.add(parse_id(entry["id"]))
             found = _id_of(entry, sent)
             if found is not None:
                 yield found
@@ -94,24 +97,28 @@ def _id_of(entry: dict[str, Any], sent: set[int]) -> int | None:
     return next((number for number in found if number in sent), found[0] if found else None)
 
 
-def compare(sent: set[int], delivered: Iterable[int]) -> Audit:
-    """Lost, duplicated, out of nowhere."""
+def compare(sent: set[int], delivered: Iterable[int], dead: Iterable[int] = ()) -> Audit:
+    """Lost, duplicated, out of nowhere, dead. `dead` is looked at when all of `delivered` was read."""
     counts = Counter(delivered)
+    missing = sent - counts.keys()
+    given_up = missing & set(dead)
     return Audit(
         len(sent),
         counts.total(),
-        sorted(sent - counts.keys()),
+        sorted(missing - given_up),
         {number: count for number, count in counts.items() if count > 1},
         sorted(counts.keys() - sent),
+        sorted(given_up),
     )
 
 
 def audit(sent_files: Iterable[Path], received_files: Iterable[Path], show: int, as_json: bool) -> int:
-    """Print the result; exit code 1 when anything is lost."""
+    """Print the result; exit code 1 when anything is lost, which what is dead is not."""
     sent = read_sent(sent_files)
     if not sent:  # an audit of nothing finds nothing lost, which must not look like a proof
         raise PostbackdError("no id in what was sent: give the answers of ingest, or the output of postbackd send")
-    found = compare(sent, read_delivered(received_files, sent))
+    dead: set[int] = set()
+    found = compare(sent, read_delivered(received_files, sent, dead), dead)
     repeated = sum(found.duplicated.values()) - len(found.duplicated)
     if as_json:
         report = {
@@ -121,16 +128,19 @@ def audit(sent_files: Iterable[Path], received_files: Iterable[Path], show: int,
             "duplicated": {format_id(number): count for number, count in found.duplicated.items()},
             "repeated_deliveries": repeated,
             "out_of_nowhere": [format_id(number) for number in found.out_of_nowhere],
+            "dead": [format_id(number) for number in found.dead],
         }
         click.echo(json.dumps(report))
     else:
         click.echo(f"sent            {found.sent}")
         click.echo(f"delivered       {found.delivered}")
         click.echo(f"lost            {len(found.lost)}")
+        click.echo(f"dead            {len(found.dead)}")
         click.echo(f"duplicated      {len(found.duplicated)} ({repeated} deliveries too many)")
         click.echo(f"out of nowhere  {len(found.out_of_nowhere)}")
         named = (
             ("lost", found.lost),
+            ("dead", found.dead),
             ("duplicated", sorted(found.duplicated)),
             ("out of nowhere", found.out_of_nowhere),
         )

@@ -62,9 +62,20 @@ def test_an_id_that_was_sent_goes_before_one_that_looks_like_it(
 
 
 def test_delivery_log_serves_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"id": A, "outcome": "retry"}, {"id": A, "outcome": "delivered"}, {"id": B, "outcome": "dead"}]
+    lines = [{"id": A, "outcome": "retry"}, {"id": A, "outcome": "delivered"}, {"id": B, "outcome": "retry"}]
     code, found = run(tmp_path, capsys, [A, B], lines)
     assert (code, found["lost"], found["delivered"]) == (1, [B], 1)
+
+
+def test_dead_is_told_apart_from_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dead = {"id": A, "outcome": "dead"}
+    code, found = run(tmp_path, capsys, [A, B], [dead, {"id": B, "outcome": "delivered"}, {"id": C, "outcome": "dead"}])
+    assert (code, found["lost"], found["dead"], found["out_of_nowhere"]) == (0, [], [A], [])
+    code, found = run(tmp_path, capsys, [A], [dead, {"id": A, "outcome": "delivered"}])
+    assert (code, found["lost"], found["dead"]) == (0, [], []), "replayed, and delivered then"
+    assert audit([written(tmp_path / "s", A)], [written(tmp_path / "r", dead)], 1, as_json=False) == 0
+    printed = capsys.readouterr().out
+    assert "lost            0\ndead            1\n" in printed and f"dead: {A}  (postbackd explain {A}" in printed
 
 
 def test_text_names_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
