@@ -46,7 +46,7 @@ def _dead_filter(command: Any) -> Any:
         click.option("--id", "postback_id", metavar="ID", callback=_hex_digits, help="Only this one."),
         click.option("--reason", type=click.Choice(REASONS), help="Only those that died of this."),
         click.option("--endpoint", metavar="HEX", callback=_hex_digits, help="Only those of this endpoint."),
-        click.option("--host", help="Only those for this host, with its port where it is not the default."),
+        click.option("--host", help="Only those for this host; without a port, at any."),
     ):
         command = option(command)
     return command

@@ -37,7 +37,7 @@ def top(interval: float, config: str | None, overrides: tuple[str, ...]) -> None
 @click.option("-n", "--lines", type=click.IntRange(0), help="How many of the last to show: 20, or with --id all.")
 @click.option("--failed", is_flag=True, help="Only attempts that did not deliver.")
 @click.option("--id", "postback_id", metavar="ID", help="Only this postback.")
-@click.option("--host", help="Only this host, with or without its port.")
+@click.option("--host", help="Only this host; without a port, at any.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are in the log.")
 @config_option
 @set_option
@@ -63,4 +63,8 @@ def tail(
             raise ConfigError(f"--id: {error}") from None
     if lines is None and postback_id is None:
         lines = 20
-    sys.exit(run_tail(load_settings(config, overrides), Filter(failed, postback_id, host), lines, follow, as_json))
+    sys.exit(
+        run_tail(
+            load_settings(config, overrides), Filter(failed, postback_id, host and host.lower()), lines, follow, as_json
+        )
+    )

@@ -161,13 +161,18 @@ def trail_expiry(expires_after_s: float) -> bytes:
 
 
 def attempt_class_name(code: int) -> str:
-    """`http_503` for an answer, the error's name for a failure."""
+    """The delivery log's `error`: `http_5xx` for an answer, the error's name for a failure."""
     if code >= 100:
-        return f"http_{code}"
+        return f"http_{code // 100}xx" if code >= 200 else "network_error"
     try:
         return ErrorClass(code).name.lower()
     except ValueError:
         return f"error_{code}"
+
+
+def attempt_status(code: int) -> int | None:
+    """The answer's status; None for a failure."""
+    return code if code >= 100 else None
 
 
 def decode_item(item: bytes) -> Item:

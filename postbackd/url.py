@@ -80,6 +80,11 @@ def parse_authority(text: str, scheme: str) -> Authority:
     return Authority(host, port, host if is_default else f"{host}:{port}")
 
 
+def is_same_host(wanted: str, host: str) -> bool:
+    """Whether a `host[:port]` is the one that a person means: named without a port, it is meant at any."""
+    return wanted in (host, host.rpartition(":")[0])
+
+
 def _split_port(text: str) -> tuple[str, str]:
     if text.startswith("["):
         host, bracket, rest = text.partition("]")

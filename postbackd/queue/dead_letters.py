@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from postbackd.codec import CodecError, Item, accept_ms, attempt_class_name, decode_item, format_id, parse_id
+from postbackd.codec import CodecError, Item, accept_ms, decode_item, format_id, parse_id
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
 from postbackd.queue.scripts import REPLAY
 from postbackd.queue.wire import Wire
+from postbackd.url import is_same_host
 
 PAGE = 500
 CALL_TIMEOUT_S = 30.0
@@ -52,9 +53,9 @@ class DeadLetter(NamedTuple):
         return None if self.item is None else accept_ms(self.item.postback_id)
 
     @property
-    def attempts(self) -> list[tuple[int, str]]:
-        """When each attempt ended, and its class."""
-        return [] if self.item is None else [(at_ms, attempt_class_name(code)) for at_ms, code in self.item.attempts]
+    def attempts(self) -> list[tuple[int, int]]:
+        """When each attempt ended, and its code: the answer's status or, below 100, an ErrorClass."""
+        return [] if self.item is None else list(self.item.attempts)
 
 
 class Filter(msgspec.Struct, frozen=True):
@@ -77,7 +78,7 @@ class Filter(msgspec.Struct, frozen=True):
     def matches(self, letter: DeadLetter) -> bool:
         """Whether a dead letter is meant."""
         return (
-            (self.host is None or letter.line.get("host") == self.host)
+            (self.host is None or is_same_host(self.host, str(letter.line.get("host"))))
             and (self.endpoint is None or letter.endpoint == self.endpoint)
             and (self.reason is None or letter.reason == self.reason)
             and (self.postback_id is None or letter.postback_id == self.postback_id)

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from postbackd.clock import format_ms
-from postbackd.codec import CodecError, decode_record
+from postbackd.codec import CodecError, attempt_class_name, attempt_status, decode_record
 from postbackd.errors import ConfigError, ExitCode, PostbackdError
 from postbackd.queue.dead_letters import DeadLetter, DeadLetters, Filter
 from postbackd.queue.dead_overflow import OverflowLetters
@@ -152,7 +152,10 @@ def as_object(letter: DeadLetter) -> dict[str, Any]:
         "id": letter.postback_id or None,
         "accepted": None if letter.accepted_ms is None else format_ms(letter.accepted_ms),
         "reason": letter.reason,
-        "attempts": [{"time": format_ms(at_ms), "class": name} for at_ms, name in letter.attempts],
+        "attempts": [
+            {"time": format_ms(at_ms), "class": attempt_class_name(code), "response_code": attempt_status(code)}
+            for at_ms, code in letter.attempts
+        ],
         "reclaims": 0 if letter.item is None else letter.item.reclaims,
         "endpoint_id": letter.endpoint or None,
         "endpoint": endpoint,

@@ -20,6 +20,7 @@ from postbackd.errors import ExitCode, PostbackdError
 from postbackd.settings import Settings
 from postbackd.tools.admin_client import supervisor_pid
 from postbackd.tools.plain_text import printable
+from postbackd.url import is_same_host
 
 POLL_S = 0.2
 LINGER_MS = 5_000  # workers look once a second whether the file was renamed: until then they write to the old one
@@ -53,8 +54,7 @@ class Filter(NamedTuple):
             return None
         if not isinstance(entry, dict) or "outcome" not in entry:
             return None
-        host = entry.get("host")
-        if self.host is not None and self.host not in (host, str(host).rpartition(":")[0]):
+        if self.host is not None and not is_same_host(self.host, str(entry.get("host"))):
             return None
         return entry
 

@@ -54,6 +54,10 @@ def test_filters_say_which_are_meant(server: redis.Redis, url: str) -> None:
     subject = DeadLetters(url, "pb")
     assert ids(subject, ALL) == [first, second, third]
     assert ids(subject, Filter(host="h")) == [first, second]
+    fourth = die(server, 4, host="other:8443")
+    assert ids(subject, Filter(host="other")) == [third, fourth], "without a port, at any"
+    assert ids(subject, Filter(host="other:8443")) == [fourth]
+    assert server.xdel(KEYS.dead, f"{ACCEPTED_MS + 4}-0") == 1
     assert ids(subject, Filter(reason="expired")) == [second]
     assert ids(subject, Filter(postback_id=third)) == [third]
     assert ids(subject, Filter(postback_id=third, since_ms=ACCEPTED_MS + 4)) == []
@@ -201,7 +205,8 @@ def test_everything_known_is_shown(server: redis.Redis, url: str) -> None:
     die(server, 1)
     [(_, [letter])] = DeadLetters(url, "pb").pages(ALL)
     shown = as_object(letter)
-    assert [attempt["class"] for attempt in shown["attempts"]] == ["http_503", "http_404"]
+    told = [(attempt["class"], attempt["response_code"]) for attempt in shown["attempts"]]
+    assert told == [("http_5xx", 503), ("http_4xx", 404)]
     assert (shown["reclaims"], shown["reason"], shown["accepted"]) == (1, "refused_status", "2023-11-14T22:13:20.000Z")
     assert shown["endpoint"] == {"method": "GET", "url": "http://h/"}
     assert shown["last"]["response_code"] == 404

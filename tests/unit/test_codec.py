@@ -20,6 +20,7 @@ from postbackd.codec import (
     IdGenerator,
     accept_ms,
     attempt_class_name,
+    attempt_status,
     decode_item,
     decode_record,
     encode_element,
@@ -206,7 +207,9 @@ def test_id_is_16_hex_digits_and_holds_the_time() -> None:
 
 
 def test_attempt_classes_have_names() -> None:
-    assert [attempt_class_name(code) for code in (503, 5, 99)] == ["http_503", "timeout", "error_99"]
+    names = [attempt_class_name(code) for code in (503, 404, 204, 150, 5, 99)]
+    assert names == ["http_5xx", "http_4xx", "http_2xx", "network_error", "timeout", "error_99"]
+    assert [attempt_status(code) for code in (503, 5)] == [503, None]
 
 
 def test_deep_nesting_is_refused_and_not_a_crash() -> None:

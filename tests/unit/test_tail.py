@@ -42,6 +42,8 @@ def ids(lines: list[bytes]) -> list[int]:
         (Filter(host="a.example"), line(host="a.example:8443"), True),
         (Filter(host="a.example:8443"), line(host="a.example:8443"), True),
         (Filter(host="a.example:8443"), line(host="a.example"), False),
+        (Filter(host="[::1]"), line(host="[::1]:8080"), True),
+        (Filter(host="[::1]"), line(host="[::1]"), True),
         (Filter(host="a.example"), line(host="b.example", url="http://b.example/a.example"), False),
     ],
 )
