@@ -8,7 +8,7 @@ import click
 
 from postbackd import __version__
 from postbackd.cli_dead import dead
-from postbackd.cli_options import Commands, config_option, existing_file, load_settings, set_option
+from postbackd.cli_options import Commands, config_option, existing_file, hex_digits, load_settings, set_option
 from postbackd.cli_watch import status, tail, top
 from postbackd.errors import ConfigError
 
@@ -163,7 +163,7 @@ def audit(
 
 
 @main.command()
-@click.argument("postback_id", metavar="ID")
+@click.argument("postback_id", metavar="ID", callback=hex_digits)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @config_option
 @set_option

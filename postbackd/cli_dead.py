@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """`postbackd dead list | show | replay | purge`: their options; parses, calls, nothing else."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from postbackd.cli_options import config_option, load_settings, set_option
+from postbackd.cli_options import config_option, hex_digits, load_settings, set_option
 from postbackd.errors import ConfigError
 
 
@@ -29,13 +28,6 @@ REASONS = (
 )
 
 
-def _hex_digits(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """An id or a digest: a mistyped one would mean no letter, and nobody would see why."""
-    if value is not None and re.fullmatch("[0-9a-f]{16}", value.lower()) is None:
-        raise ConfigError(f"{parameter.opts[0]} {value[:40]}: 16 hex digits are wanted, as `dead list` shows them")
-    return None if value is None else value.lower()
-
-
 def _dead_filter(command: Any) -> Any:
     """The options that say which dead letters are meant."""
     for option in (
@@ -43,9 +35,9 @@ def _dead_filter(command: Any) -> Any:
         config_option,
         click.option("--until", metavar="TIME", help="Only those that died before."),
         click.option("--since", metavar="TIME", help="Only those that died since: 30m, 2h, 3d, or an ISO time."),
-        click.option("--id", "postback_id", metavar="ID", callback=_hex_digits, help="Only this one."),
+        click.option("--id", "postback_id", metavar="ID", callback=hex_digits, help="Only this one."),
         click.option("--reason", type=click.Choice(REASONS), help="Only those that died of this."),
-        click.option("--endpoint", metavar="HEX", callback=_hex_digits, help="Only those of this endpoint."),
+        click.option("--endpoint", metavar="HEX", callback=hex_digits, help="Only those of this endpoint."),
         click.option("--host", help="Only those for this host; without a port, at any."),
     ):
         command = option(command)
@@ -104,7 +96,7 @@ def dead_list(
 
 
 @dead.command(name="show")
-@click.argument("postback_id", metavar="ID", callback=_hex_digits)
+@click.argument("postback_id", metavar="ID", callback=hex_digits)
 @_overflow_option
 @config_option
 @set_option

@@ -2,6 +2,7 @@
 """What the commands share: how the configuration is named and loaded, and how an expected failure ends."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from postbackd import suggestion
-from postbackd.errors import ExitCode, PostbackdError
+from postbackd.errors import ConfigError, ExitCode, PostbackdError
 from postbackd.settings import Settings
 
 
@@ -60,3 +61,13 @@ set_option = click.option(
 )
 
 existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def hex_digits(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """An id or a digest: a mistyped one would mean no letter, and nobody would see why."""
+    if value is not None and re.fullmatch("[0-9a-f]{16}", value.lower()) is None:
+        name = parameter.human_readable_name if isinstance(parameter, click.Argument) else parameter.opts[0]
+        raise ConfigError(
+            f"{name} {value[:40]}: 16 hex digits are wanted, as in the answer of ingest and the delivery log"
+        )
+    return None if value is None else value.lower()

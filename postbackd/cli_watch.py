@@ -5,8 +5,7 @@ import sys
 
 import click
 
-from postbackd.cli_options import config_option, load_settings, set_option
-from postbackd.errors import ConfigError
+from postbackd.cli_options import config_option, hex_digits, load_settings, set_option
 
 
 @click.command()
@@ -36,7 +35,7 @@ def top(interval: float, config: str | None, overrides: tuple[str, ...]) -> None
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is appended, over renames, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0), help="How many of the last to show: 20, or with --id all.")
 @click.option("--failed", is_flag=True, help="Only attempts that did not deliver.")
-@click.option("--id", "postback_id", metavar="ID", help="Only this postback.")
+@click.option("--id", "postback_id", metavar="ID", callback=hex_digits, help="Only this postback.")
 @click.option("--host", help="Only this host; without a port, at any.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are in the log.")
 @config_option
@@ -52,15 +51,9 @@ def tail(
     overrides: tuple[str, ...],
 ) -> None:
     """Show the end of the delivery log, one line an attempt."""
-    from postbackd.codec import parse_id
     from postbackd.tools.tail import Filter
     from postbackd.tools.tail import tail as run_tail
 
-    if postback_id is not None:
-        try:
-            parse_id(postback_id)
-        except ValueError as error:
-            raise ConfigError(f"--id: {error}") from None
     if lines is None and postback_id is None:
         lines = 20
     sys.exit(

@@ -71,6 +71,7 @@ class Reloader:
         self._lines = lines
         self._pools: list[tuple[Plan, WorkerPool]] = []
         self._next = settings
+        self._changed = ""  # names of settings; their values may be secrets
         self._rollovers: list[Rollover] = []
         self._started_ms = 0
         self._was_slow = False
@@ -115,7 +116,8 @@ class Reloader:
         if self.state is State.ROLLING:  # this one takes over: what was replaced is replaced once more
             self._abandon(now_ms)
         changed, _ = changes(self.settings, settings)
-        oplog.info("reload_started", changed=",".join(changed) or "nothing")
+        self._changed = ",".join(changed) or "nothing"
+        oplog.info("reload_started", changed=self._changed)
         limit_ms = int(max(self.settings.delivery.drain_timeout, settings.delivery.drain_timeout) * 1000)
         self._rollovers = [
             Rollover(pool, plan.worker_main(settings), plan.count(settings), limit_ms + drain_margin_ms)
@@ -155,7 +157,8 @@ class Reloader:
     def _look_if_done(self, now_ms: int) -> None:
         if all(rollover.is_over() for rollover in self._rollovers):
             self._rollovers, self.state = [], State.NONE
-            oplog.info("reload_done", took_s=round((now_ms - self._started_ms) / 1000, 1))
+            took_s = round((now_ms - self._started_ms) / 1000, 1)
+            oplog.info("reload_done", changed=self._changed, took_s=took_s)
             systemd.notify("READY=1")
         elif now_ms - self._started_ms > SLOW_MS and not self._was_slow:
             self._was_slow = True

@@ -13,15 +13,17 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import redis
 
+from postbackd.data_dir import holder_of
 from postbackd.errors import BootError
 from postbackd.settings import Queue
-from postbackd.suggestion import with_other_port
+from postbackd.suggestion import command, with_other_port
 
 START_BOUND_S = 60  # loading a large append-only file takes its time
 PROBE_EVERY_S = 0.02
@@ -64,7 +66,21 @@ def running_url(settings: Queue, data_dir: Path | str) -> str:
             f"no queue of a daemon in data_dir {data_dir}: {error.strerror} ({folder / 'password'}): "
             "give the daemon's own configuration with -c, or set queue.url"
         ) from None
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(folder / "socket"))
+        except OSError as error:
+            raise BootError(_why_away(data_dir, error)) from None
     return f"unix://:{password}@{folder / 'socket'}"
+
+
+def _why_away(data_dir: Path | str, error: OSError) -> str:
+    pid = holder_of(data_dir)
+    if pid is None:
+        return f"no daemon runs on data_dir {data_dir}, nor its queue: start it ({command('run')}), or give queue.url"
+    return (
+        f"the queue server of the daemon (pid {pid}) does not answer: {error.strerror}: see {data_dir}/queue/server.log"
+    )
 
 
 def socket_path_fault(data_dir: Path | str) -> str | None:

@@ -7,9 +7,7 @@ machine, a log that was rotated away).
 
 import gzip
 import sys
-import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +17,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from postbackd.clock import format_ms
-from postbackd.codec import CodecError, accept_ms, attempt_class_name, decode_record, format_id, parse_id
+from postbackd.codec import (
+    CodecError,
+    accept_ms,
+    attempt_class_name,
+    attempt_status,
+    decode_record,
+    format_id,
+    parse_id,
+)
 from postbackd.errors import ExitCode, PostbackdError, QueueUnavailableError
 from postbackd.queue.dead_letters import DeadLetter, Filter
 from postbackd.queue.dead_overflow import NAME, read_letter
@@ -27,27 +33,24 @@ from postbackd.queue.embedded import running_url
 from postbackd.queue.find import Finder, Found, id_bytes
 from postbackd.queue.spool_file import SUFFIX
 from postbackd.settings import Settings
-from postbackd.suggestion import command
+from postbackd.tools.story import Story, tell, time_of
 
 WORKER_SHIFT, WORKER_MASK = 10, 0xFFF
 
-Story = dict[str, Any]
-
 
 def explain(settings: Settings, text: str, as_json: bool) -> int:
-    """Print the story; exit code 1 when nothing is known of it."""
-    try:
-        postback_id = parse_id(text)
-    except ValueError as error:
-        raise PostbackdError(f"{error}: take it from the answer of ingest or from the delivery log") from None
+    """Print the story of the id `text`; exit code 1 when nothing is known of it."""
+    postback_id = parse_id(text)
     story: Story = {
         "id": text,
         "accepted": format_ms(accept_ms(postback_id)),
         "worker_number": postback_id >> WORKER_SHIFT & WORKER_MASK,
         "place": None,
     }
+    story["accepted_here"] = (Path(settings.data_dir) / "numbers" / f"{story['worker_number']}.num").exists()
     story["attempts"] = list(_logged(Path(settings.log.path), text))
     _look_in_queue(settings, postback_id, story)
+    story["attempts"].sort(key=time_of)
     last = story["attempts"][-1].get("outcome") if story["attempts"] else None
     if story["place"] is None and last == "delivered":  # its spool file may stay a while longer than it
         story["place"] = "delivered"
@@ -55,7 +58,7 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
         _look_on_disk(Path(settings.data_dir), postback_id, story)
     if story["place"] is None and last is not None and "queue_error" not in story:
         story["place"] = "gone from dead" if last == "dead" else "nowhere now"
-    click.echo(msgspec.json.encode(story) if as_json else "\n".join(_tell(story, settings)))
+    click.echo(msgspec.json.encode(story) if as_json else "\n".join(tell(story, settings.log.path)))
     return ExitCode.FAILED if story["place"] is None else ExitCode.OK
 
 
@@ -98,7 +101,8 @@ def _add_found(found: Found, story: Story) -> None:
     logged = {attempt["attempt"] for attempt in story["attempts"] if attempt["time"] >= since}
     for number, (at_ms, code) in enumerate(item.attempts, 1):
         if number not in logged:
-            story["attempts"].append({"attempt": number, "ended": format_ms(at_ms), "class": attempt_class_name(code)})
+            attempt = {"attempt": number, "ended": format_ms(at_ms), "class": attempt_class_name(code)}
+            story["attempts"].append({**attempt, "response_code": attempt_status(code)})
     if item.start_ms is not None:
         story["started_anew"] = format_ms(item.start_ms)
 
@@ -170,80 +174,3 @@ def _open(file: Path) -> IO[bytes]:
         return gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
     except OSError as error:
         raise PostbackdError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-# How it is told
-
-
-def _tell(story: Story, settings: Settings) -> Iterator[str]:
-    yield f"{story['id']}  accepted {story['accepted']} by ingest process number {story['worker_number']}"
-    endpoint = story.pop("endpoint", None)
-    if endpoint is not None:
-        yield f"endpoint  {endpoint.method} {endpoint.url}"
-    for attempt in story["attempts"]:
-        yield _attempt_line(attempt)
-    if not story["attempts"]:
-        yield f"attempts  none in {settings.log.path}"
-    if story.get("reclaims"):
-        yield f"reclaims  {story['reclaims']} workers ended while they held it"
-    if story.get("started_anew"):
-        yield f"started   anew {story['started_anew']} (deliver_at, or a replay): attempts count from then"
-    yield f"now       {_place(story, settings)}"
-    if "queue_error" in story:
-        yield f"warning   the queue was not looked through: {story['queue_error']}"
-
-
-def _attempt_line(attempt: dict[str, Any]) -> str:
-    number = attempt["attempt"]
-    if "outcome" not in attempt:
-        if attempt["class"] == "endpoint_missing":
-            return f"waited    {attempt['ended']}  endpoint_missing: Redis has no record of it; 10 times, then dead"
-        return f"attempt {number}  {attempt['ended']}  {attempt['class']}  (its log line is not in this log)"
-    answer = f"{attempt['response_code']}" if attempt["response_code"] is not None else ""
-    error = attempt["error"] or ""
-    detail = f" ({attempt['error_detail']})" if attempt["error_detail"] else ""
-    took = f" after {attempt['response_time_ms']} ms" if attempt["response_time_ms"] is not None else ""
-    number_text = f"attempt {number}" if number else "no attempt"
-    outcome = attempt["outcome"] + (f", {attempt['reason']}" if attempt["reason"] else "")
-    to = f" from {attempt['remote_ip']}" if attempt["remote_ip"] else ""
-    then = f"; next at {attempt['next_attempt_at']}" if attempt["next_attempt_at"] else ""
-    middle = " ".join(part for part in (answer, error) if part)
-    return f"{number_text}  {attempt['time']}  {outcome}: {middle}{detail}{took}{to}{then}"
-
-
-def _place(story: Story, settings: Settings) -> str:
-    match story["place"]:
-        case "ready":
-            return f"ready: attempt {story['next_attempt']} as soon as a delivery worker takes it"
-        case "leased":
-            return f"leased: worker {story['worker']} has it, attempt {story['next_attempt']}"
-        case "later":
-            due_s = _seconds_until(story["due"])
-            when = f"in {due_s:.1f} s" if due_s > 0 else f"{-due_s:.1f} s ago, so with the next claim"
-            return f"later: attempt {story['next_attempt']} is due {story['due']}, {when}"
-        case "dead":
-            return f"dead since {story['died']}: {story['reason']} ({command('dead replay --id ' + story['id'])})"
-        case "spooled":
-            return f"spooled in {story['file']}: it goes to the queue when Redis is back"
-        case "dead (overflow file)":
-            how = command(f"dead replay --overflow --id {story['id']}")
-            return f"dead since {story['died']}: {story['reason']}, in {story['file']} ({how})"
-        case "damaged":
-            return f"in {story['file']}: damaged on the disk of the spool, so it was not enqueued; a person must look"
-        case "delivered":
-            return "delivered"
-        case "gone from dead":
-            return "no longer in dead: purged, or replayed and then delivered by a daemon with another log"
-        case "nowhere now":
-            return "in no place that was looked at: delivered with its line in another log, or moving; ask again"
-        case _ if "queue_error" in story:
-            return "unknown: the queue does not answer; ask again when it does"
-        case _:
-            return (
-                "unknown: not in queue, spool or overflow file, and no line of it in "
-                f"{settings.log.path}*: it was delivered and its log removed, or never accepted here"
-            )
-
-
-def _seconds_until(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp() - time.time()

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from postbackd.errors import ExitCode, PostbackdError
 from postbackd.settings import Settings
+from postbackd.suggestion import command
 from postbackd.tools.admin_client import supervisor_pid
 from postbackd.tools.plain_text import printable
 from postbackd.url import is_same_host
@@ -78,8 +79,14 @@ def tail(settings: Settings, wanted: Filter, count: int | None, follow: bool, as
     try:
         if file is not None:
             end = file.seek(0, os.SEEK_END)
-            _show(last_lines(file, end, wanted, count), console, as_json)
+            found = last_lines(file, end, wanted, count)
+            _show(found, console, as_json)
             file.seek(end)
+            if not found and wanted.postback_id is not None and not follow:
+                explain = command(f"explain {wanted.postback_id}")
+                raise PostbackdError(
+                    f"no line of id {wanted.postback_id} in {path}: {explain} looks in rotated logs and the queue too"
+                )
         if follow:
             _follow(Follower(path, file), wanted, console, as_json)
     except KeyboardInterrupt:

@@ -58,6 +58,41 @@ def test_each_place_is_told(tmp_path: Path) -> None:
         assert "its log line is not in this log" in told.stdout, "the item itself knows its attempts"
 
 
+def test_replay_stands_between_the_attempts_it_separates(tmp_path: Path) -> None:
+    def replay() -> None:
+        settings = [part for setting in daemon.settings for part in ("--set", setting)]
+        command = [*POSTBACKD, "dead", "replay", "--id", dead, *settings]
+        assert subprocess.run(command, timeout=60, capture_output=True).returncode == 0
+
+    def words() -> list[str]:
+        return [line.split("  ")[0].strip() for line in explain(daemon, dead).stdout.splitlines()]
+
+    with (
+        running_sink(tmp_path / "gone", "--status", "410") as gone,
+        running_daemon(tmp_path / "daemon") as daemon,
+    ):
+        dead = post_one(daemon, gone.url)
+        wait_until(lambda: "dead since" in explain(daemon, dead).stdout, "it is dead")
+        for count in (2, 3):
+            replay()
+            wait_until(lambda n=count: len(daemon.log()) == n, "it is tried again")
+            wait_until(lambda: "dead since" in explain(daemon, dead).stdout, "and dead again")
+        told = explain(daemon, dead).stdout
+        assert words()[1:] == ["endpoint", *["attempt 1", "replayed"] * 2, "attempt 1", "now"], told
+        lines = told.splitlines()
+        times = [line.split("  ")[1] for line in lines if line.startswith("attempt")]
+        assert times == sorted(times)
+        last_replay = next(line for line in reversed(lines) if line.startswith("replayed")).split("  ")[1]
+        assert times[1] < last_replay <= times[2], "by its own time, since the item knows it"
+        assert "on this machine" in lines[0] and "process number" not in told
+        daemon.stop()
+        settings = [part for setting in daemon.settings for part in ("--set", setting)]
+        ended = subprocess.run([*POSTBACKD, "dead", "list", *settings], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+        assert "no daemon runs on data_dir" in ended.stderr and "start it (postbackd run --set" in ended.stderr
+        assert "no daemon runs on data_dir" in explain(daemon, dead).stdout
+
+
 def test_unknown_and_impossible_ids_are_one_clear_answer(tmp_path: Path) -> None:
     with running_daemon(tmp_path / "daemon", roles="ingest") as daemon:
         waiting = post_one(daemon, "http://127.0.0.1:1/")
@@ -65,7 +100,7 @@ def test_unknown_and_impossible_ids_are_one_clear_answer(tmp_path: Path) -> None
         told = explain(daemon, "0000000000000001")
         assert (told.returncode, "never accepted here" in told.stdout) == (1, True)
         told = explain(daemon, "what?")
-        assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (1, "", 1)
+        assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (2, "", 1)
 
 
 def test_spooled_one_is_found_without_redis(tmp_path: Path) -> None:

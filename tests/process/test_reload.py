@@ -52,6 +52,7 @@ def test_every_worker_is_replaced_after_its_successor_has_begun(start) -> None:
     assert [event for event in events if "per_host" in event] == ["deliver 0 per_host 7", "deliver 1 per_host 7"]
     assert not [event for event in events if event in ("ingest 0 told", "ingest 1 told")], "/ready goes on saying 200"
     assert "changed=delivery.per_host" in daemon.logged("reload_started")[0]
+    assert "changed=delivery.per_host" in daemon.logged("reload_done")[0]
     assert daemon.ask() in after
     assert daemon.end() == 0
     assert daemon.survivors() == []

@@ -135,6 +135,9 @@ def test_tail_shows_what_is_asked_for(busy: tuple[Daemon, str, str]) -> None:
     assert postbackd("tail", "--host", "elsewhere", *settings_of(daemon)).stdout == ""
     ended = postbackd("tail", "--id", "no", *settings_of(daemon))
     assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    ended = postbackd("tail", "--id", "00000000000000aa", *settings_of(daemon))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"no line of id 00000000000000aa in {daemon.log_path}" in ended.stderr
 
 
 class Terminal:
