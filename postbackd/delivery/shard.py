@@ -65,7 +65,7 @@ class Shard:
         self._is_empty = False  # as far as the last claim and the idle wait say
         self._look_again_ms: int | None = None  # by the clock, while it is empty; None: the idle wait's end will do
         self._wait_ends_ms = 0  # of the idle wait that is armed, at the latest
-        self._was_away = False
+        self._lost_for: set[str] = set()  # the reasons said since the last answer; empty while Redis answers
         self.recalled: list[Any] | None = None  # what a recall has brought; the worker takes it
         self.claims = True
         self.is_lost = False  # the lease: others have what was in it
@@ -116,20 +116,25 @@ class Shard:
             if self._watched_lease != lease.generation:
                 self._watched_lease = lease.generation
                 self._watch(lease.fileno())
-            if self._was_away:
-                self._was_away = False
-                oplog.info("redis_found", shard=self.number, unsettled=lease.unsettled)
             return True
-        if not self._was_away and lease.last_error:
-            self._was_away = True
-            oplog.warning(
-                "redis_lost",
-                shard=self.number,
-                error=lease.last_error,
-                unsettled=lease.unsettled,
-                in_flight=self._cells[Cell.IN_FLIGHT],
-            )
+        if lease.last_error and lease.last_error not in self._lost_for:
+            self._note_lost(lease.last_error)
         return False
+
+    def _note_lost(self, error: str) -> None:
+        """One line when it is lost, and one for each other reason until a claim is answered again.
+
+        A connection alone proves nothing: a server that has become a replica takes them and refuses every claim.
+        """
+        event = "redis_still_lost" if self._lost_for else "redis_lost"
+        self._lost_for.add(error)
+        in_flight = self._cells[Cell.IN_FLIGHT]
+        oplog.warning(event, shard=self.number, error=error, unsettled=self.lease.unsettled, in_flight=in_flight)
+
+    def _note_found(self, settled: int) -> None:
+        if self._lost_for:
+            self._lost_for.clear()
+            oplog.info("redis_found", shard=self.number, unsettled=self.lease.unsettled + settled)
 
     def note_death(self, worker: str) -> None:
         """A worker of this machine has died: its lease here is given back with the next exchange."""
@@ -166,6 +171,7 @@ class Shard:
         return () if claim is None else self._take(claim, now_ms)
 
     def _take(self, claim: Claim, now_ms: int) -> Sequence[tuple[int, bytes]]:
+        self._note_found(claim.settled)
         self._cells[Cell.CLAIMED] += len(claim.items)
         if claim.expired_worker is not None:
             self._to_reclaim.setdefault(claim.expired_worker, "timeout")

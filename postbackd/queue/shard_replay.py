@@ -98,6 +98,8 @@ class ShardReplay:
             return False
         try:
             wire = self._wire(now_ms)
+            if not self._pending():  # a connection proves nothing: a replica takes them and refuses every write
+                wire.call("LPUSHX", self._keys.probe, b"")
             self._replay_all(wire)
             self._note_back()
         except QueueFullError as error:  # it answers, and has no room: requests are told so, the spool waits

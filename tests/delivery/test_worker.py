@@ -412,3 +412,23 @@ def test_parked_postbacks_are_called_back_when_their_host_is(bench: Bench, tmp_p
     finally:
         sink.stop()
     assert not [score for _, score in bench.later() if score % 1], "only those wait that have been tried"
+
+
+def test_server_that_became_a_replica_is_lost_once_until_it_takes_writes_again(
+    bench: Bench, sink: Sink, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes every new connection and refuses each claim: no coming and going in the log."""
+    lease = bench.worker._shards[0].lease
+    bench.run_until(lambda: bench.server.zcard(KEYS.workers) == 1, "it has claimed")
+    bench.server.replicaof("127.0.0.1", free_port())
+    try:
+        before = lease.generation
+        bench.run_until(lambda: lease.generation > before + 3, "it has connected again and again")
+    finally:
+        bench.server.replicaof("no", "one")
+    bench.enqueue(bench.endpoint(sink.url + "/again"), {})
+    bench.run_until_settled(1)
+    output = capsys.readouterr().err
+    told = [line for line in output.splitlines() if " redis_" in line]
+    assert ["READONLY" in line for line in told if "lost" in line].count(True) == 1
+    assert [line for line in told if "lost" not in line] == told[-1:] and " redis_found " in told[-1]

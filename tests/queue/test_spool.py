@@ -290,6 +290,22 @@ def test_requests_are_spooled_while_redis_is_away_and_replayed_when_it_is_back(t
         assert [process.cells[cell] for cell in (Cell.SPOOLED, Cell.REPLAYED, Cell.UNSURE)] == [400, 400, 0]
 
 
+def test_server_that_takes_no_writes_is_away_though_nothing_is_spooled(
+    server: redis.Redis, url: str, tmp_path: Path
+) -> None:
+    """A request with an Idempotency-Key found it so: a connection alone does not bring it back."""
+    process = Process(url, tmp_path)
+    process.main_link.lose(OSError("READONLY"))
+    server.replicaof("127.0.0.1", free_port())
+    try:
+        assert process.replay.turn(), "it goes on looking"
+        assert process.main_link.away
+    finally:
+        server.replicaof("no", "one")
+    assert not process.replay.turn()
+    assert process.main_link.away is None
+
+
 def test_files_of_an_ended_process_are_replayed_by_another(server: redis.Redis, url: str, tmp_path: Path) -> None:
     gone = spool_in(tmp_path)
     gone.append([(EID, b"record", [b"a"])])
