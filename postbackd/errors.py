@@ -76,6 +76,10 @@ class QueueFullError(PostbackdError):
     """Redis is out of memory or the queue is over its depth: try again later, nothing was written."""
 
 
+class ReplicasMissingError(QueueFullError):
+    """Too few replicas answer for queue.durability = replica: try again later, nothing was written."""
+
+
 class DurabilityTimeoutError(PostbackdError):
     """Enqueued, but too few replicas said so in time: no acknowledgement, though it may be delivered."""
 

@@ -12,6 +12,7 @@ from postbackd.errors import (
     QueueUnavailableError,
     QueueUnsureError,
     RecordConflictError,
+    ReplicasMissingError,
     RequestError,
     SpoolError,
 )
@@ -35,6 +36,9 @@ def refusal_of(error: Exception) -> RequestError:
     if isinstance(error, SpoolError):
         text = f"Redis is away and the request cannot be spooled: {error} Send the request again."
         return RequestError(503, "spool_full", text, retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, ReplicasMissingError):
+        text = f"Replicas of the queue are missing: {error} Nothing was queued; send the request again."
+        return RequestError(503, "durability_timeout", text, retry_after_s=RETRY_AFTER_S)
     if isinstance(error, QueueFullError):
         text = f"The queue is full: {error} Nothing was queued; send the request again."
         return RequestError(503, "queue_full", text, retry_after_s=RETRY_AFTER_S)

@@ -10,9 +10,11 @@ replica   WAIT behind the write, in the same packet: so many replicas have it
 import re
 from collections.abc import Callable
 
-from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueFullError, QueueUnavailableError
+from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueUnavailableError, ReplicasMissingError
 from postbackd.queue.wire import Wire, pack
 from postbackd.settings import Queue
+
+LONGEST_LAG_S = 2  # since a replica was heard of; they speak once a second
 
 
 class Durability:
@@ -38,13 +40,16 @@ class Durability:
         return replicas >= self._replicas
 
     def judge_connected(self, wire: Wire) -> None:
-        """Raise QueueFullError when too few replicas are connected, at the level that waits for them."""
+        """Raise ReplicasMissingError when too few replicas are connected and answer, where they are waited for."""
         if not self.waits:
             return
-        found = re.search(rb"connected_slaves:(\d+)", wire.call("INFO", "replication"))
-        count = int(found[1]) if found else 0
+        # A replica that was cut off stays connected for a minute; it confirms what it has once a second.
+        lags = re.findall(rb"state=online,.*lag=(\d+)", wire.call("INFO", "replication"))
+        count = sum(int(lag) <= LONGEST_LAG_S for lag in lags)
         if not self.is_enough(count):
-            raise QueueFullError(f"{count} of {self._replicas} replicas are connected (queue.durability = replica).")
+            raise ReplicasMissingError(
+                f"{count} of {self._replicas} replicas are connected and answer (queue.durability = replica)."
+            )
 
     def judge(self, replicas: int) -> None:
         """WAIT's answer; raises DurabilityTimeoutError when it is too few."""

@@ -54,6 +54,7 @@ class Enqueuer:
         self._generation = 0
         self._depth = 0
         self._counted_ms = 0
+        self._is_short = False  # of replicas, when the last write was to wait for them
         self._replicas = 0  # that had the last write, where the durability waits for them
 
     @property
@@ -119,7 +120,7 @@ class Enqueuer:
         if self._durability.waits:
             self._read_replicas(wire)
             try:
-                self._durability.judge(self._replicas)
+                self._judge()
             except DurabilityTimeoutError as error:
                 short = error
         results: list[PostbackdError | None] = [short] * len(requests)
@@ -181,8 +182,7 @@ class Enqueuer:
                 raise
         if reply[0] == b"differs":
             raise IdempotencyConflictError("the key came before with another body")
-        if self._durability.waits:
-            self._durability.judge(self._replicas)
+        self._judge()
         if reply[0] == b"new":
             self._depth = reply[2]
         found: bytes = reply[1]
@@ -210,6 +210,10 @@ class Enqueuer:
         if self._link.generation != self._generation:
             self._generation = self._link.generation
             self._known.clear()
+            self._is_short = False
+        if self._is_short:
+            # Each would wait the whole time-out, one after the other, and be told only behind the last.
+            self._durability.judge_connected(wire)
         if self._depth > self._max_depth:
             self._recount(wire, now_ms)
         return wire
@@ -238,14 +242,19 @@ class Enqueuer:
             raise error_of(reply)
         depth: int = reply
         self._depth = depth
-        if self._durability.waits:
-            self._durability.judge(self._replicas)
+        self._judge()
         return depth
 
     def _note_known(self, endpoint_id: bytes, now_ms: int) -> None:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[endpoint_id] = now_ms
+
+    def _judge(self) -> None:
+        """Raise DurabilityTimeoutError when too few replicas had the last write."""
+        if self._durability.waits:
+            self._is_short = not self._durability.is_enough(self._replicas)
+            self._durability.judge(self._replicas)
 
     def _exchange(self, wire: Wire, packed: bytes) -> Any:
         """One write and its reply, with the wait for replicas behind it in the same packet."""

@@ -24,6 +24,7 @@ from postbackd.errors import (
     QueueUnavailableError,
     QueueUnsureError,
     RecordConflictError,
+    ReplicasMissingError,
 )
 from postbackd.queue.check import check_server, losses, refuse_unfit, replicas_of
 from postbackd.queue.durability import Durability
@@ -356,6 +357,37 @@ def test_replica_level_waits_and_never_acknowledges_what_the_replica_lacks(serve
             patient.enqueue(EID, RECORD, [b"e"])
         finally:
             server.config_set("port", 0)
+
+
+def test_missing_replicas_cost_one_wait_and_then_nothing_is_written(server: redis.Redis, url: str) -> None:
+    """A process takes its requests one after the other: sixteen would have waited sixteen times as long."""
+    subject = enqueuer_of(url, durability="replica", durability_timeout=0.2)
+    with pytest.raises(DurabilityTimeoutError):
+        subject.enqueue(EID, RECORD, [b"a"])
+    for _ in range(3):
+        with pytest.raises(ReplicasMissingError, match="0 of 1 replicas are connected and answer"):
+            subject.enqueue(EID, RECORD, [b"b"])
+    with pytest.raises(ReplicasMissingError):
+        subject.enqueue_once(bytes(16), b"hash", bytes(8), EID, RECORD, [b"b"])
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
+    with running_server() as (replica, _):
+        port = free_port()
+        server.config_set("port", port)
+        replica.replicaof("127.0.0.1", port)
+        try:
+            wait_until(lambda: server.info("replication").get("slave0", {}).get("state") == "online", "it is in step")
+            wait_until(lambda: is_enqueued(subject, b"c"), "as soon as one is connected")
+        finally:
+            server.config_set("port", 0)
+    assert server.lrange(KEYS.ready, 0, -1)[-1] == b"c"
+
+
+def is_enqueued(subject: Enqueuer, element: bytes) -> bool:
+    try:
+        subject.enqueue(EID, RECORD, [element])
+    except DurabilityTimeoutError:  # in a fifth of a second
+        return False
+    return True
 
 
 def test_replica_level_needs_a_url() -> None:

@@ -14,6 +14,7 @@ from postbackd.errors import (
     QueueUnavailableError,
     QueueUnsureError,
     RecordConflictError,
+    ReplicasMissingError,
     RequestError,
     SpoolError,
 )
@@ -28,6 +29,7 @@ from postbackd.refusal import refusal_of
         (QueueUnavailableError("refused."), 503, "queue_unavailable", True),
         (SpoolError("full."), 503, "spool_full", True),
         (QueueFullError("full."), 503, "queue_full", True),
+        (ReplicasMissingError("0 of 1."), 503, "durability_timeout", True),
         (DurabilityTimeoutError("1 of 2."), 503, "durability_timeout", True),
         (IdempotencyConflictError("another body"), 409, "idempotency_conflict", False),
         (RecordConflictError("another record"), 422, "endpoint_conflict", False),
