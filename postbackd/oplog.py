@@ -3,10 +3,13 @@
 
 A line is `TIME LEVEL event key=value …`, or one JSON object with log.format = "json". Events are named in the past
 tense (`worker_started`, `redis_lost`). What repeats is limited (oplog_limit.py) and summed up by a `repeated` line.
+What every process of a daemon finds out by itself, such as a server that is away, is said by the first one (`changed`).
 Secrets are never passed in here. The delivery log is another file: delivery/log.py.
 """
 
+import hashlib
 import json
+import mmap
 import os
 import sys
 import threading
@@ -19,6 +22,31 @@ from postbackd.oplog_limit import Repeats, Summary
 Level = Literal["INFO", "WARNING", "ERROR"]
 LOOK_EVERY_MS = 1_000
 RANKS: dict[str, int] = {"INFO": 0, "WARNING": 1, "ERROR": 2}
+
+
+class Changes:
+    """What was said last of each subject, in memory that forked processes share.
+
+    Without a lock: two that find out in the same microsecond may both say it.
+    """
+
+    ENTRIES = 1024  # subjects that share an entry cost a line too many
+
+    def __init__(self) -> None:
+        self._said = memoryview(mmap.mmap(-1, self.ENTRIES * 8)).cast("Q")
+
+    def changed(self, subject: str, state: str) -> bool:
+        """Whether the state is another than was said last, by whomever; from now on it is this one."""
+        entry = _digest(subject) % self.ENTRIES
+        value = _digest(f"{subject}={state}")
+        if self._said[entry] == value:
+            return False
+        self._said[entry] = value
+        return True
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _format_value(value: object) -> str:
@@ -103,12 +131,24 @@ def _monotonic_ms() -> int:
 
 
 _log = _OpLog()
+_changes: Changes | None = None
 
 
 def configure(form: str, level: str) -> None:
     """Take up log.format and log.level, for this process and those it forks from now on."""
     _log.is_json = form == "json"
     _log.rank = RANKS[level.upper()]
+
+
+def share_changes() -> None:
+    """From now on this process and those it forks say what is `changed` once, together."""
+    global _changes
+    _changes = Changes()
+
+
+def changed(subject: str, state: object) -> bool:
+    """Whether nobody of this daemon has said so of the subject last. A process on its own says everything."""
+    return _changes is None or _changes.changed(subject, str(state))
 
 
 def info(event: str, **fields: object) -> None:

@@ -102,6 +102,7 @@ class Supervisor:
 
     def run(self) -> int:
         oplog.configure(self._settings.log.format, self._settings.log.level)
+        oplog.share_changes()
         # Until the loop runs there is no request and no worker: a signal just ends the start.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the configuration was read a moment ago

@@ -128,13 +128,16 @@ class Shard:
         """
         event = "redis_still_lost" if self._lost_for else "redis_lost"
         self._lost_for.add(error)
+        if not oplog.changed(f"deliver: shard {self.number}", error):
+            return
         in_flight = self._cells[Cell.IN_FLIGHT]
         oplog.warning(event, shard=self.number, error=error, unsettled=self.lease.unsettled, in_flight=in_flight)
 
     def _note_found(self, settled: int) -> None:
         if self._lost_for:
             self._lost_for.clear()
-            oplog.info("redis_found", shard=self.number, unsettled=self.lease.unsettled + settled)
+            if oplog.changed(f"deliver: shard {self.number}", "found"):
+                oplog.info("redis_found", shard=self.number, unsettled=self.lease.unsettled + settled)
 
     def note_death(self, worker: str) -> None:
         """A worker of this machine has died: its lease here is given back with the next exchange."""

@@ -82,6 +82,7 @@ class ShardReplay:
         self._progress: dict[str, _Progress] = {}
         self._generation = 0
         self._run_id = ""
+        self._subject = f"ingest: shard {keys.shard}"
         self._said: str | None = None  # the error last reported, None while Redis answers
         self._stopping = threading.Event()
 
@@ -124,13 +125,15 @@ class ShardReplay:
         self.main_link.come_back()
         if self._said is not None:
             self._said = None
-            oplog.info("redis_back", shard=self._keys.shard, spool_bytes=self._spool.total_bytes())
+            if oplog.changed(self._subject, "back"):
+                oplog.info("redis_back", shard=self._keys.shard, spool_bytes=self._spool.total_bytes())
 
     def _say(self, error: PostbackdError) -> None:
         if self._said != str(error):
             self._said = str(error)
-            hint = "requests are spooled and enqueued when it is back"
-            oplog.warning("redis_away", shard=self._keys.shard, error=str(error), hint=hint)
+            if oplog.changed(self._subject, error):
+                hint = "requests are spooled and enqueued when it is back"
+                oplog.warning("redis_away", shard=self._keys.shard, error=str(error), hint=hint)
 
     # One file after the other
 

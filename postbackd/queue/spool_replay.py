@@ -80,8 +80,8 @@ class SpoolReplay:
 
     def _note_spool(self) -> None:
         in_use = bool(self._spool.pending())
-        if in_use and not self._was_in_use:
+        if in_use and not self._was_in_use and oplog.changed("spool", "in use"):
             oplog.warning("spool_in_use", bytes=self._spool.total_bytes(), hint="replayed when Redis takes it")
-        elif self._was_in_use and not in_use:
-            oplog.info("spool_emptied")
+        if self._was_in_use and not in_use and not self._spool.total_bytes() and oplog.changed("spool", "empty"):
+            oplog.info("spool_emptied")  # by all processes: the last one says so
         self._was_in_use = in_use

@@ -124,3 +124,17 @@ def test_thousand_hosts_are_no_thousand_lines_and_no_memory() -> None:
     assert NAMED_A_WINDOW <= told <= NAMED_A_WINDOW * 3, "once more for each time that the window had to make room"
     assert len(repeats._windows) <= WINDOWS_KEPT
     assert told + sum(summary.held_back for summary in repeats.take(0, is_end=True)) == WINDOWS_KEPT * 2
+
+
+def test_what_all_processes_find_out_is_said_by_the_first() -> None:
+    changes = oplog.Changes()
+    child = os.fork()
+    if child == 0:  # what it says is known here, too
+        os._exit(0 if changes.changed("shard 0", "away") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert not changes.changed("shard 0", "away")
+    assert changes.changed("shard 1", "away"), "another subject"
+    assert changes.changed("shard 0", "back"), "another state"
+    assert changes.changed("shard 0", "away"), "and again"
+    assert oplog.changed("shard 0", "away"), "a process on its own says everything"
+    assert oplog.changed("shard 0", "away")
