@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Failovers of a master watched by three sentinels, under load: the table of what each of them cost.
 
-    python -m bench.failover [--replicas 2] [--rate 200] [--items 5] [--durability replica] [--json]
+    python -m bench.failover [--replicas 2] [--rate 200] [--items 5] [--durability replica] [--how kill …] [--json]
 
-For each of kill -9, SIGSTOP and a pulled cable: the master fails, the sentinels (down-after 1 s) name another, the old
-one comes back and becomes a replica, load all the while; then every acknowledged id is held against what the target
-answered. Seconds without delivery begin with the fault and hold the sentinels' own time (about 2.3 s).
+For each way: the master fails, the sentinels (down-after 1 s) name another, the old one comes back and becomes a
+replica, load all the while; then every acknowledged id is held against what the target answered. Seconds without
+delivery begin with the fault and hold the sentinels' own time (about 2.3 s).
+
+kill, stop and cut (a proxy holds back every byte to the master) run on this machine. As root also unplug, part and
+side: each server and each sentinel is in a network namespace, and the master's is cut off from everybody, from
+everybody but postbackd, and with postbackd from everybody else. What level server may cost shows with --fail-rate: with
+targets that are well everything is delivered before the deposed master comes back without it.
 """
 
 import sys
@@ -13,27 +18,44 @@ import time
 
 import click
 
-from bench.failover_parts.servers import HOWS, sentinel_group, wait_until
+from bench.failover_parts.hosts import may_make_namespaces
+from bench.failover_parts.sentinels import CUTS, HOWS, sentinel_group
+from bench.failover_parts.servers import wait_until
 from bench.failover_parts.trial import Figures, trial
 from bench.support import report
 
 BEFORE_S = 3.0
 AFTER_S = 4.0
-NAMES = {"kill": "master killed (-9)", "stop": "master stopped (SIGSTOP)", "cut": "master cut off"}
+SIDE_S = 8.0  # how long postbackd stays with the deposed master: less than min-replicas-max-lag
+NAMES = {
+    "kill": "master killed (-9)",
+    "stop": "master stopped (SIGSTOP)",
+    "cut": "master cut off by a proxy",
+    "unplug": "master cut off from everybody",
+    "part": "master cut off from all but postbackd",
+    "side": "master and postbackd cut off from all others",
+}
 
 
-def fail_over(how: str, replicas: int, rate: float, items: int, durability: str) -> tuple[Figures, float]:
+def fail_over(
+    how: str, replicas: int, rate: float, items: int, durability: str, fail_rate: float = 0
+) -> tuple[Figures, float]:
     """One failover; its figures, and how long the sentinels took."""
     settings = [f"queue.durability={durability}", "queue.durability_timeout=1", "queue.replicas=1"]
-    with sentinel_group(replicas) as group, trial(group.url, rate, items, settings=settings) as running:
+    with (
+        sentinel_group(replicas, apart=how in CUTS) as group,
+        trial(group.url, rate, items, settings=settings) as running,
+    ):
         running.wait_for_more(int(rate * BEFORE_S / 2))
         running.mark()
         failed_s = time.monotonic()
         before = group.fail_over(how)
         named_s = time.monotonic() - failed_s
-        if replicas > 1:  # or nothing can be acknowledged without the old one
+        if how == "side":  # nothing is acknowledged at level replica
+            time.sleep(SIDE_S)
+        elif replicas > 1:  # or nothing can be acknowledged without the old one
             running.wait_for_more(int(rate * AFTER_S / 2))
-        before.mend(how)
+        group.mend(before, how)
         wait_until(group.is_whole, "the old master is a replica of the new one")
         running.wait_for_more(int(rate * AFTER_S / 2))
         return running.finish(), named_s
@@ -44,15 +66,19 @@ def fail_over(how: str, replicas: int, rate: float, items: int, durability: str)
 @click.option("--rate", default=200.0, show_default=True, help="Requests a second.")
 @click.option("--items", default=5, show_default=True, help="Postbacks a request.")
 @click.option("--durability", default="replica", show_default=True, type=click.Choice(["server", "replica"]))
-@click.option("--how", multiple=True, type=click.Choice(HOWS), help="Only these.")
+@click.option("--fail-rate", default=0.0, show_default=True, help="Attempts refused, to be tried again in 15 s.")
+@click.option("--how", multiple=True, type=click.Choice([*HOWS, *CUTS]), help="Only these.")
 @click.option("--json", "as_json", is_flag=True)
-def main(replicas: int, rate: float, items: int, durability: str, how: tuple[str, ...], as_json: bool) -> None:
+def main(
+    replicas: int, rate: float, items: int, durability: str, fail_rate: float, how: tuple[str, ...], as_json: bool
+) -> None:
     """Fail over in each way."""
     rows: list[tuple[str, str]] = []
     figures: dict[str, object] = {"replicas": replicas, "rate": rate, "items": items, "durability": durability}
+    figures["fail_rate"] = fail_rate
     failed = False
-    for one in how or HOWS:
-        found, named_s = fail_over(one, replicas, rate, items, durability)
+    for one in how or (*HOWS, *(CUTS if may_make_namespaces() else ())):
+        found, named_s = fail_over(one, replicas, rate, items, durability, fail_rate)
         failed |= bool(found.lost and durability == "replica") or bool(found.wrong)
         figures[one] = {**found._asdict(), "named_s": named_s}
         text = f"{found.acknowledged} acknowledged, {found.refused} requests refused, {found.spooled} spooled"

@@ -81,7 +81,11 @@ class Queue(Section, frozen=True, kw_only=True):
 
     url: Annotated[
         str,
-        _meta("redis://, rediss://, unix://, sentinel://, cluster://; empty = embedded", reload=False, secret=True),
+        _meta(
+            "redis://, unix://, sentinel://, cluster://; rediss://, sentinels://, clusters:// = TLS; empty = embedded",
+            reload=False,
+            secret=True,
+        ),
     ] = ""
     port: Annotated[Port, _meta("loopback port of the embedded server, for tools", reload=False)] = 7379
     server: Annotated[

@@ -1,93 +1,80 @@
 # SPDX-License-Identifier: MIT
-"""A real Cluster of Valkeys, its nodes killable and stoppable, its slots movable."""
+"""A real Cluster of Valkeys, its nodes killable, stoppable and cut off, its slots movable."""
 
 import contextlib
 import shutil
-import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from bench.failover_parts.servers import wait_until
+from bench.failover_parts.network import LOOPBACK, Machine, Network, network
+from bench.failover_parts.servers import (
+    CLUSTER_RULES,
+    PASSWORD,
+    USER,
+    USER_PASSWORD,
+    USER_RULES,
+    Server,
+    Tls,
+    options_of,
+    wait_until,
+)
 from bench.support import free_port
 from postbackd.queue.cluster import SLOTS, slot_of
-from postbackd.queue.embedded import find_server
 
-PASSWORD = "s3cret"
 NODE_TIMEOUT_MS = 1500
+CUTS = ("unplug", "part", "side")  # what a network can do to a master: as in sentinels.py
 
 
-class ClusterNode:
+class ClusterNode(Server):
     """One server."""
 
-    def __init__(self, folder: Path, appendfsync: str) -> None:
-        self.folder = folder
-        self.folder.mkdir()
-        self._appendfsync = appendfsync
-        self.port, self.bus_port = free_port(), free_port()
-        self.client = redis.Redis(port=self.port, password=PASSWORD, socket_timeout=5, retry=Retry(NoBackoff(), 0))
-        self.process: subprocess.Popen[bytes]
-        self.is_failed = False
-        self.start()
+    def __init__(self, folder: Path, appendfsync: str, machine: Machine, tls: Tls | None) -> None:
+        self.bus_port = free_port()
+        settings = {
+            "cluster-enabled": "yes",
+            "cluster-port": str(self.bus_port),
+            "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+            "cluster-require-full-coverage": "no",
+            "cluster-allow-replica-migration": "no",
+            "appendfsync": appendfsync,
+        }
+        if tls:
+            settings["tls-cluster"] = "yes"
+        super().__init__(folder, options_of(settings), machine=machine, tls=tls)
+        self.port = self.real_port
         self.id = self.client.execute_command("CLUSTER", "MYID").decode()
-
-    def start(self) -> None:
-        """Start it on its own data and wait until it answers."""
-        command = [find_server("auto"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
-        command += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port), "--save", ""]
-        command += ["--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-require-full-coverage", "no"]
-        command += ["--requirepass", PASSWORD, "--masterauth", PASSWORD, "--repl-diskless-sync-delay", "0"]
-        command += [
-            "--appendonly",
-            "yes",
-            "--appendfsync",
-            self._appendfsync,
-            "--cluster-allow-replica-migration",
-            "no",
-        ]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_until(self.client.ping, f"the node on port {self.port} answers")
-
-    def fail(self, how: str) -> None:
-        """kill -9 or SIGSTOP."""
-        self.is_failed = True
-        self.process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
-        if how == "kill":
-            self.process.wait()
-
-    def mend(self, how: str) -> None:
-        """Start it again, or let it go on."""
-        self.is_failed = False
-        if how == "kill":
-            self.start()
-        else:
-            self.process.send_signal(signal.SIGCONT)
-
-    def is_master(self) -> bool:
-        return bool(self.client.execute_command("ROLE")[0] == b"master")
-
-    def destroy(self) -> None:
-        self.client.close()
-        self.process.kill()
-        self.process.wait()
 
 
 class ClusterGroup:
     """So many masters with a replica each, or without; shard i is at master i mod masters."""
 
-    def __init__(self, masters: int, *, replicas: bool, appendfsync: str = "everysec", shards: int = 16) -> None:
+    def __init__(
+        self,
+        masters: int,
+        *,
+        replicas: bool,
+        appendfsync: str = "everysec",
+        shards: int = 16,
+        net: Network | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pbcluster"))
+        self.net = net
+        self._tls = tls
+        self._has_user = False
         count = masters * (2 if replicas else 1)
-        self.nodes = [ClusterNode(self.folder / f"node{number}", appendfsync) for number in range(count)]
+        machines = net.machines if net else [LOOPBACK] * count
+        self.nodes = [
+            ClusterNode(self.folder / f"node{number}", appendfsync, machine, tls)
+            for number, machine in enumerate(machines)
+        ]
         first = self.nodes[0].client
         for node in self.nodes[1:]:
-            first.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+            first.execute_command("CLUSTER", "MEET", node.machine.address, node.port, node.bus_port)
         owners = [slot * masters // SLOTS for slot in range(SLOTS)]
         for shard in range(shards):
             owners[slot_of(b"%d" % shard)] = shard % masters
@@ -114,10 +101,20 @@ class ClusterGroup:
         info = node.client.info("replication")
         return bool(info["role"] == "master" or info["master_link_status"] == "up")
 
+    def add_users(self) -> None:
+        """A user for postbackd, with what it needs and no more, on each node."""
+        self._has_user = True
+        rules = [*USER_RULES.split(), *CLUSTER_RULES.split()]
+        for node in self.nodes:
+            node.client.execute_command("ACL", "SETUSER", USER, "on", f">{USER_PASSWORD}", *rules)
+
     @property
     def url(self) -> str:
         """The queue.url of the group."""
-        return f"cluster://:{PASSWORD}@" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        user = f"{USER}:{quote(USER_PASSWORD, safe='')}" if self._has_user else f":{PASSWORD}"
+        behind = f"?{self._tls.query}" if self._tls else ""
+        places = ",".join(f"{node.machine.address}:{node.port}" for node in self.nodes)
+        return f"cluster{'s' if self._tls else ''}://{user}@{places}{behind}"
 
     def owner(self, shard: int) -> ClusterNode:
         """The master that has a shard, as most nodes say."""
@@ -126,20 +123,35 @@ class ClusterGroup:
             if node.is_failed:
                 continue
             with contextlib.suppress(redis.RedisError):
-                for first, last, (_, port, *_rest), *_replicas in node.client.execute_command("CLUSTER", "SLOTS"):
+                for first, last, (_, _, name, *_rest), *_replicas in node.client.execute_command("CLUSTER", "SLOTS"):
                     if first <= slot <= last:
-                        votes.append(port)
+                        votes.append(name.decode())
         if not votes:
             raise redis.ConnectionError("no node answers")
-        port = max(votes, key=votes.count)
-        return next(node for node in self.nodes if node.port == port)
+        name = max(votes, key=votes.count)
+        return next(node for node in self.nodes if node.id == name)
 
     def fail_over(self, shard: int, how: str) -> ClusterNode:
-        """Do it to the master of a shard and wait for the next one; the one before."""
+        """Do it to the master of a shard and wait for the next one; the one before. Cuts: as for Sentinel."""
         before = self.owner(shard)
-        before.fail(how)
+        if how in CUTS:
+            assert self.net is not None
+            others = [machine for machine in self.net.machines if machine is not before.machine]
+            here = self.net.here
+            some = [before.machine, here] if how == "side" else [before.machine]
+            self.net.cut(some, [*others, here] if how == "unplug" else others)
+        else:
+            before.fail(how)
         wait_until(lambda: self.owner(shard) is not before, "its replica has taken its place")
         return before
+
+    def mend(self, before: ClusterNode, how: str) -> None:
+        """Undo it."""
+        if how in CUTS:
+            assert self.net is not None
+            self.net.mend()
+        else:
+            before.mend(how)
 
     def replica_of(self, master: ClusterNode) -> ClusterNode:
         """The replica of a master."""
@@ -159,7 +171,7 @@ class ClusterGroup:
         to.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
         while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10):
-            command = ["MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys]
+            command = ["MIGRATE", to.machine.address, to.port, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys]
             source.client.execute_command(*command)
         for node in (to, source, *(one for one in self.nodes if one not in (to, source) and one.is_master())):
             node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
@@ -172,10 +184,12 @@ class ClusterGroup:
 
 
 @contextlib.contextmanager
-def cluster_group(masters: int, *, replicas: bool, appendfsync: str = "everysec") -> Iterator[ClusterGroup]:
-    """A Cluster for the length of a with block."""
-    group = ClusterGroup(masters, replicas=replicas, appendfsync=appendfsync)
-    try:
+def cluster_group(
+    masters: int, *, replicas: bool, appendfsync: str = "everysec", apart: bool = False, tls: Tls | None = None
+) -> Iterator[ClusterGroup]:
+    """A Cluster for the length of a with block; `apart`: on machines of its own."""
+    with contextlib.ExitStack() as stack:
+        net = stack.enter_context(network(masters * (2 if replicas else 1))) if apart else None
+        group = ClusterGroup(masters, replicas=replicas, appendfsync=appendfsync, net=net, tls=tls)
+        stack.callback(group.destroy)
         yield group
-    finally:
-        group.destroy()

@@ -22,6 +22,7 @@ from postbackd.codec import parse_id
 from postbackd.tools.audit import compare, read_delivered
 
 SETTLE_BOUND_S = 180
+QUIET_S = 40  # more than a lease's time-out and a minute's look at the spools of others
 CONNECTIONS = 64  # some wait with an Idempotency-Key, which is never spooled
 SETTINGS = (
     "ingest.workers=4",
@@ -77,9 +78,7 @@ class Trial:
         lines = [json.loads(line) for line in (self.folder / "sent.jsonl").open()]
         sent = {parse_id(text) for line in lines for text in line["ids"]}
         record = self.folder / "received.jsonl"
-        deadline_s = time.monotonic() + SETTLE_BOUND_S
-        while compare(sent, read_delivered([record], sent)).lost and time.monotonic() < deadline_s:
-            time.sleep(0.5)
+        self._wait_for_deliveries(record, sent)
         time.sleep(1.0)  # what comes twice
         found = compare(sent, read_delivered([record], sent))
         acks_s = [line["at"] for line in lines if line["status"] == 202]
@@ -94,6 +93,17 @@ class Trial:
             longest_without_delivery_s=self._longest_gap_s(list(self._deliveries_s()), ended_s),
             wrong=["there is a traceback in a daemon's output"] if "Traceback" in output else [],
         )
+
+    def _wait_for_deliveries(self, record: Path, sent: set[int]) -> None:
+        """Until all have come, or nothing more does: a level may lose some."""
+        bound_s = time.monotonic() + SETTLE_BOUND_S
+        size, quiet_s = 0, time.monotonic()
+        while compare(sent, read_delivered([record], sent)).lost and time.monotonic() < bound_s:
+            if record.stat().st_size != size:
+                size, quiet_s = record.stat().st_size, time.monotonic()
+            elif time.monotonic() - quiet_s > QUIET_S:
+                return
+            time.sleep(0.5)
 
     def _deliveries_s(self) -> Iterator[float]:
         for one in self.running:
@@ -119,13 +129,25 @@ def _spooled(folder: Path) -> int:
 
 @contextlib.contextmanager
 def trial(
-    url: str, rate: float, items: int, *, roles: Sequence[str] = ("ingest,deliver",), settings: Sequence[str] = ()
+    url: str,
+    rate: float,
+    items: int,
+    *,
+    roles: Sequence[str] = ("ingest,deliver",),
+    settings: Sequence[str] = (),
+    fail_rate: float = 0,
 ) -> Iterator[Trial]:
-    """Daemons with these roles on one queue, the first of which is under load, for the length of a with block."""
+    """Daemons with these roles on one queue, the first of which is under load, for the length of a with block.
+
+    `fail_rate`: the share of attempts that the target refuses, so that this many wait in later at each moment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pbtrial"))
     sink_port = free_port()
     sink = [sys.executable, "-m", "postbackd.cli", "sink", "--quiet", "--port", str(sink_port)]
     sink += ["--record", str(folder / "received.jsonl"), "--latency", "0.005"]
+    sink += ["--fail-rate", str(fail_rate)]
+    if fail_rate:
+        settings = [*settings, "retry.schedule=[15, 1, 1, 1]"]
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.enter_context(process(None, sink, stdout=subprocess.DEVNULL))

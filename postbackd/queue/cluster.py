@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: MIT
 """Connections to the nodes of a Cluster: each shard's keys share a hash tag and so a slot, and a slot has one master.
 
-Who has a slot is asked anew for each connection (CLUSTER SLOTS, of any node that answers), and the node is asked
-whether it agrees: MOVED is followed. MOVED, TRYAGAIN, ASK and CLUSTERDOWN on a connection in use mean that the command
-was not run: its owner closes it and opens another. While a slot is moved key by key its shard is away, since scripts
-touch several keys; the other shards go on. A thread asks twice a second and cuts each connection to a node that has
-lost its slot, as for Sentinel, or that the others call failed: nothing else would tell of a master that is stopped.
+Who has a slot is asked (CLUSTER SLOTS, of any node that answers) by a thread twice a second, or for each connection
+where there is no such thread, and the node is asked whether it agrees: MOVED is followed. MOVED, TRYAGAIN, ASK and
+CLUSTERDOWN on a connection in use mean that the command was not run: its owner closes it and opens another. While a
+slot is moved key by key its shard is away, since scripts touch several keys; the other shards go on. The thread cuts
+each connection to a node that has lost its slot, as for Sentinel, that the others call failed, or that has fallen
+silent: nothing else would tell of a master that is stopped or cut off.
 """
 
 import binascii
-import contextlib
+import queue
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 
 from postbackd import oplog
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue.pulse import SILENT_S, Pulse
 from postbackd.queue.wire import CONNECT_TIMEOUT_S, Wire
 from postbackd.queue_url import Node, QueueUrl
 
 SLOTS = 16_384
 NODE_TIMEOUT_S = 0.5  # of each question to one node
 WATCH_EVERY_S = 0.5
+FRESH_S = 2.0  # how old the watch's last answer may be and still be used instead of asking
 HOPS = 3  # redirections followed in one opening
 
 
@@ -34,10 +38,16 @@ class Map:
     """Who has which slot, as one node says; `epoch` tells newer from older."""
 
     def __init__(
-        self, epoch: int, ranges: list[tuple[int, int, Node]], nodes: list[Node], failed: frozenset[Node] = frozenset()
+        self,
+        epoch: int,
+        ranges: list[tuple[int, int, Node]],
+        nodes: list[Node],
+        failed: frozenset[Node] = frozenset(),
+        is_ok: bool = True,
     ) -> None:
-        """`failed`: what most masters agree cannot be reached."""
+        """`failed`: what most masters agree cannot be reached. `is_ok`: who says it is in touch with most of them."""
         self.epoch = epoch
+        self.is_ok = is_ok
         self._ranges = ranges
         self.nodes = nodes
         self.failed = failed
@@ -56,6 +66,11 @@ class ClusterRoute:
         self._wires: weakref.WeakKeyDictionary[Wire, int] = weakref.WeakKeyDictionary()  # → slot
         self._lock = threading.Lock()  # of _wires
         self._epoch = 0
+        self._kept: dict[Node, Wire] = {}  # the watch's own connection
+        self._seen: Map | None = None  # what the watch was told last
+        self._seen_s = 0.0
+        self._pulse = Pulse(self._connect)  # the watch's, too: without it nobody counts as silent
+        self._in_use: set[Node] = set()
         self._is_watching = False
 
     def open(self, shard: int, timeout_s: float, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
@@ -67,23 +82,28 @@ class ClusterRoute:
         return self._open(slot_of(key), key, timeout_s, CONNECT_TIMEOUT_S)
 
     def _open(self, slot: int, key: bytes, timeout_s: float, connect_timeout_s: float) -> Wire:
-        found = self.look_up()
+        is_fresh = time.monotonic() - self._seen_s < FRESH_S
+        found = self._seen if self._seen is not None and is_fresh else self.look_up()
         node = found.owner(slot)
         if node is None:
             raise QueueUnavailableError(f"No node of the Cluster has slot {slot}: give it one.")
         if node in found.failed:
             raise QueueUnavailableError(f"{node}, which has slot {slot}, has failed, as the other nodes say.")
         for _ in range(HOPS):
-            wire = Wire(node.url(self._parts.credentials), timeout_s, connect_timeout_s)
+            if node in self._pulse.silent:
+                raise QueueUnavailableError(f"{node}, which has slot {slot}, has not answered for {SILENT_S:g} s.")
+            wire = Wire(self._parts.server_url(node), timeout_s, connect_timeout_s)
             try:
                 wire.call("EXISTS", key)
             except QueueUnavailableError as error:
-                wire.close()
                 moved = _moved_to(str(error), node)
-                if moved is None:
+                if moved is not None:
+                    wire.close()
+                    node = moved
+                    continue
+                if "NOPERM" not in str(error):  # its ACL allows our own keys only: the first command will tell
+                    wire.close()
                     raise
-                node = moved
-                continue
             wire.node = node
             with self._lock:
                 self._wires[wire] = slot
@@ -94,27 +114,76 @@ class ClusterRoute:
         """The master that has a shard, as the nodes say; raises QueueUnavailableError."""
         return self.look_up().owner(slot_of(b"%d" % shard))
 
-    def look_up(self) -> Map:
-        """The map of a node that answers; raises QueueUnavailableError when none does."""
-        last = ""
-        for node in list(self._nodes):
-            try:
-                with contextlib.closing(Wire(self._url(node), NODE_TIMEOUT_S, NODE_TIMEOUT_S)) as wire:
-                    found = self._ask(wire, node)
-            except QueueUnavailableError as error:
-                last = str(error)
-                continue
-            if found.epoch < self._epoch:  # it was away for a while, and has not heard yet
-                last = f"{node} has not heard of the latest changes."
-                continue
-            self._epoch = found.epoch
-            others = [one for one in (*self._nodes, *found.nodes) if one != node]
-            self._nodes = [node, *dict.fromkeys(others)]
-            return found
-        raise QueueUnavailableError(f"No node of the Cluster answers: {last}")
+    def look_up(self, kept: dict[Node, Wire] | None = None) -> Map:
+        """The map of a node that answers; raises QueueUnavailableError when none does.
 
-    def _url(self, node: Node) -> str:
-        return node.url(self._parts.credentials)
+        That of one which is cut off from most masters counts only where no other answers: it does not hear who has
+        taken the place of whom. `kept` are connections to be used again.
+        """
+        first, *others = self._nodes
+        answers = self._ask_all([first], kept)
+        if not any(isinstance(found, Map) and self._believes(found) for _, found in answers):
+            answers += self._ask_all(others, None)
+        last, cut_off = "", None
+        for node, found in answers:
+            if not isinstance(found, Map):
+                last = str(found)
+            elif found.epoch < self._epoch:  # it was away for a while, and has not heard yet
+                last = f"{node} has not heard of the latest changes."
+            elif not found.is_ok:
+                cut_off = cut_off or found
+            else:
+                self._epoch = found.epoch
+                known = [one for one in (*self._nodes, *found.nodes) if one != node]
+                self._nodes = [node, *dict.fromkeys(known)]
+                return found
+        if cut_off is None:
+            raise QueueUnavailableError(f"No node of the Cluster answers: {last}")
+        return cut_off
+
+    def _believes(self, found: Map) -> bool:
+        return found.is_ok and found.epoch >= self._epoch
+
+    def _ask_all(self, nodes: Sequence[Node], kept: dict[Node, Wire] | None) -> list[tuple[Node, Map | Exception]]:
+        """What each says, until one is believed: at once where there are several, since silent ones take their time."""
+        answers: queue.SimpleQueue[tuple[Node, Map | Exception]] = queue.SimpleQueue()
+
+        def ask(node: Node) -> None:
+            try:
+                answers.put((node, self._ask_node(node, kept)))
+            except Exception as error:  # the top of a thread; the caller waits for every answer
+                answers.put((node, error))
+
+        if len(nodes) == 1:
+            ask(nodes[0])
+        else:
+            for node in nodes:
+                threading.Thread(target=ask, args=(node,), name="cluster-ask", daemon=True).start()
+        found = []
+        for _ in nodes:
+            found.append(answers.get())
+            answer = found[-1][1]
+            if isinstance(answer, Map) and self._believes(answer):
+                break
+        return found
+
+    def _ask_node(self, node: Node, kept: dict[Node, Wire] | None) -> Map:
+        wire = None if kept is None else kept.pop(node, None)
+        if wire is None or not wire.is_open:
+            wire = self._connect(node)
+        try:
+            found = self._ask(wire, node)
+        except QueueUnavailableError:
+            wire.close()
+            raise
+        if kept is None:
+            wire.close()
+        else:
+            kept[node] = wire
+        return found
+
+    def _connect(self, node: Node) -> Wire:
+        return Wire(self._parts.server_url(node), NODE_TIMEOUT_S, NODE_TIMEOUT_S)
 
     def _ask(self, wire: Wire, asked: Node) -> Map:
         info, slots, table = wire.pipeline([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")])
@@ -128,7 +197,8 @@ class ClusterRoute:
             ranges.append((first, last, found[0]))
             nodes += found
             failed |= {node for node, member in zip(found, members, strict=True) if member[2] in gone}
-        return Map(int(fields.get(b"cluster_current_epoch", 0)), ranges, nodes, frozenset(failed))
+        epoch, is_ok = int(fields.get(b"cluster_current_epoch", 0)), fields.get(b"cluster_state") == b"ok"
+        return Map(epoch, ranges, nodes, frozenset(failed), is_ok)
 
     # The watch
 
@@ -150,17 +220,39 @@ class ClusterRoute:
 
     def look(self) -> None:
         """Ask once, and cut what leads to a node that has lost its slot, or has failed."""
-        found = self.look_up()
-        with self._lock:
-            stale = [
-                (wire, owner)
-                for wire, slot in self._wires.items()
-                if wire.is_open and (owner := found.owner(slot)) is not None
-                if owner != wire.node or owner in found.failed
-            ]
-        for wire, owner in stale:
-            oplog.warning("slot_moved" if owner != wire.node else "node_failed", was=wire.node, is_now=owner)
+        try:
+            self._seen = found = self.look_up(self._kept)
+            self._seen_s = time.monotonic()
+            self._cut_moved(found)
+        finally:  # also where no node answers that could tell
+            self._cut_silent()
+
+    def _cut_moved(self, found: Map) -> None:
+        for node in list(self._kept)[:-1]:  # the last is the one that was asked just now
+            self._kept.pop(node).close()
+        for wire, slot in self._open_wires():
+            owner = found.owner(slot)
+            if owner is None or (owner == wire.node and owner not in found.failed):
+                continue
             wire.cut()
+            if owner in found.failed:
+                if oplog.changed(f"node {owner}", "failed"):
+                    oplog.warning("node_failed", node=owner, hint="as most nodes say; nobody has its slots yet")
+            elif oplog.changed(f"slot {slot}", owner):
+                oplog.warning("slot_moved", slot=slot, was=wire.node, is_now=owner)
+
+    def _cut_silent(self) -> None:
+        wires = self._open_wires()
+        self._in_use |= {wire.node for wire, _ in wires if wire.node is not None}
+        self._in_use.intersection_update(self._nodes)
+        self._pulse.look(self._in_use)
+        for wire, _ in wires:
+            if wire.node in self._pulse.silent:
+                wire.cut()
+
+    def _open_wires(self) -> list[tuple[Wire, int]]:
+        with self._lock:
+            return [(wire, slot) for wire, slot in self._wires.items() if wire.is_open]
 
 
 def _node(member: list[bytes | int | None], asked: Node) -> Node:

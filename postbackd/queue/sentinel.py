@@ -4,7 +4,8 @@
 Of several answers that of the highest configuration epoch holds: a sentinel that was cut off, or is back from a stop,
 still names the master of before. A connection is used only when its server says itself that it is a master (ROLE).
 A thread asks the sentinels twice a second and cuts each connection to a server that is master no more: its owner
-finds it broken, as after any failure, instead of waiting for a stopped server or writing to a deposed one.
+finds it broken, as after any failure, instead of waiting for a stopped server or writing to a deposed one. So it does
+with a master that has fallen silent, whatever the sentinels say: they take their time.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from postbackd import oplog
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue.pulse import SILENT_S, Pulse
 from postbackd.queue.wire import CONNECT_TIMEOUT_S, Wire
 from postbackd.queue_url import Node, QueueUrl
 
@@ -39,13 +41,16 @@ class SentinelRoute:
         self._wires: weakref.WeakSet[Wire] = weakref.WeakSet()
         self._lock = threading.Lock()  # of _wires
         self._known: Answer | None = None
+        self._pulse = Pulse(self._connect)  # the watch's: without it nobody counts as silent
         self._known_s = 0.0
         self._is_watching = False
 
     def open(self, shard: int, timeout_s: float, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
         """A connection to the master of now; raises QueueUnavailableError."""
         master = self.master()
-        wire = Wire(master.url(self._parts.credentials), timeout_s, connect_timeout_s)
+        if master in self._pulse.silent:
+            raise QueueUnavailableError(f"{master}, the master of {self.service}, has not answered for {SILENT_S:g} s.")
+        wire = Wire(self._parts.server_url(master), timeout_s, connect_timeout_s)
         role = wire.call("ROLE")[0]
         if role != b"master":
             wire.close()
@@ -91,15 +96,16 @@ class SentinelRoute:
         raise QueueUnavailableError(f"No sentinel knows the master of {self._parts.service}: {last}")
 
     def _open_sentinel(self, sentinel: Node) -> Wire:
-        """A connection to a sentinel, with the servers' password where it wants one."""
-        wire = Wire(sentinel.url(), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
+        """A connection to a sentinel: with its own password, or with the servers' where it wants one."""
+        parts = self._parts
+        wire = Wire(parts.url_of(sentinel, parts.sentinel_credentials), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
         try:
             wire.call("PING")
         except QueueUnavailableError as error:
             wire.close()
-            if "NOAUTH" not in str(error) or not self._parts.credentials:
+            if "NOAUTH" not in str(error) or not parts.credentials or parts.sentinel_credentials:
                 raise
-            return Wire(sentinel.url(self._parts.credentials), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
+            return Wire(parts.server_url(sentinel), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
         return wire
 
     def _ask(self, wire: Wire) -> Answer:
@@ -163,9 +169,15 @@ class SentinelRoute:
         known = self._known
         if known is None:
             return
-        if before is not None and before.master != known.master:
+        if before is not None and before.master != known.master and oplog.changed("master", known.master):
             oplog.warning("master_changed", service=self._parts.service, was=before.master, is_now=known.master)
+        self._pulse.look([known.master])
         with self._lock:
             stale = [wire for wire in self._wires if wire.is_open and wire.node != known.master]
+            if known.master in self._pulse.silent:
+                stale = list(self._wires)
         for wire in stale:
             wire.cut()
+
+    def _connect(self, server: Node) -> Wire:
+        return Wire(self._parts.server_url(server), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)

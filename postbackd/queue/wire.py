@@ -9,6 +9,7 @@ answer) and QueueFullError.
 
 import contextlib
 import math
+import re
 import socket
 import ssl
 import struct
@@ -28,6 +29,8 @@ from postbackd.errors import (
     QueueUnsureError,
     RecordConflictError,
 )
+from postbackd.queue.tls import TlsConnection
+from postbackd.queue_url import Node
 
 # A claim of 512 samples is 30 kB. A buffer over listener.LARGE_BYTES would be mapped and unmapped for each read: with
 # 256 KiB a request cost 1.6 times the CPU.
@@ -35,16 +38,17 @@ READ_BYTES = 65_536
 CONNECT_TIMEOUT_S = 1.0
 SLICE_S = 1.0  # of a time-out; shorter than the time between two signals
 
+_PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
 Argument = bytes | str | int | float
 pack = cast(Callable[[tuple[Argument, ...]], bytes], hiredis.pack_command)  # its stub allows one argument only
 
 
 def mask(url: str) -> str:
-    """A queue URL without its password, for messages."""
-    scheme, mark, rest = url.partition("://")
+    """A queue URL without its passwords, for messages."""
+    scheme, mark, rest = _PASSWORD_OPTION.sub(r"\1***", url).partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at:
-        return url
+        return f"{scheme}{mark}{rest}"
     user = credentials.partition(":")[0]
     return f"{scheme}{mark}{user}{':' if ':' in credentials else ''}***@{place}"
 
@@ -69,6 +73,8 @@ class Wire:
             options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
             kind = options.pop("connection_class", Connection)
             assert kind in (Connection, SSLConnection, UnixDomainSocketConnection)
+            if kind is SSLConnection:
+                kind = TlsConnection
             self._connection = kind(
                 **{
                     "socket_timeout": connect_timeout_s,
@@ -81,10 +87,10 @@ class Wire:
             self._connection.connect()
         except redis.ResponseError as error:  # AUTH, SELECT, or LOADING
             raise QueueUnavailableError(f"{mask(url)} refused the connection: {error}.") from None
-        except (redis.RedisError, OSError, ValueError) as error:
+        except (redis.RedisError, OSError, ValueError, TypeError) as error:  # TypeError: an unknown option
             raise QueueUnavailableError(f"{mask(url)} cannot be reached: {_reason(error)}.") from None
         self._socket: socket.socket = self._connection._sock  # there is no public way to it
-        self.node: object = None  # which server it is, where there are several
+        self.node: Node | None = None  # which server it is, where there are several
         self._set_timeout(timeout_s)
         self._reader = hiredis.Reader()
         self.is_open = True
@@ -117,8 +123,8 @@ class Wire:
 
     def cut(self) -> None:
         """Break the connection from another thread: its owner finds it broken, also in the middle of a wait."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # past TLS, whose shutdown takes away what the owner is reading with
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def send(self, data: bytes) -> None:
         """Send packed commands. A failure is certain: a command of which a byte is missing is never run."""
@@ -205,7 +211,7 @@ class Wire:
     def has_gone(self) -> bool:
         """Whether the server has closed the connection while it was idle. One system call."""
         if isinstance(self._socket, ssl.SSLSocket):
-            return False
+            return self._has_tls_gone(self._socket)
         with contextlib.suppress(BlockingIOError):
             try:
                 return not self._socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
@@ -214,6 +220,20 @@ class Wire:
             except OSError:
                 return True
         return False
+
+    def _has_tls_gone(self, connection: ssl.SSLSocket) -> bool:
+        """The same beneath TLS, which has no MSG_PEEK. Nothing is outstanding: what came is the server's farewell."""
+        timeout_s = connection.gettimeout()
+        connection.settimeout(0)
+        try:
+            socket.socket.recv(connection, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            connection.settimeout(timeout_s)
+        return True
 
     def server_ms(self) -> int:
         """The server's TIME in ms since 1970."""

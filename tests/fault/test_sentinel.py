@@ -4,7 +4,8 @@
 import pytest
 
 from bench.failover import fail_over
-from bench.failover_parts.servers import HOWS
+from bench.failover_parts.hosts import may_make_namespaces
+from bench.failover_parts.sentinels import CUTS, HOWS
 
 UNSETTLED = 2 * (256 + 512)  # what two delivery workers may have sent and not settled
 
@@ -15,3 +16,14 @@ def test_failover_of_the_master_loses_nothing(how: str) -> None:
     assert (found.lost, found.wrong) == (0, [])
     assert found.spooled > 0, "ingest went on meanwhile"
     assert found.twice <= UNSETTLED
+
+
+@pytest.mark.skipif(not may_make_namespaces(), reason="needs root and ip, for network namespaces")
+@pytest.mark.parametrize("how", CUTS)
+def test_master_on_a_machine_that_is_cut_off_loses_nothing(how: str) -> None:
+    """From everybody, from everybody but us, and with us from everybody else; and then it comes back."""
+    found, _ = fail_over(how, replicas=2, rate=60, items=5, durability="replica")
+    assert (found.lost, found.wrong) == (0, [])
+    assert found.twice <= UNSETTLED
+    if how == "side":
+        assert found.refused > 0, "nothing is acknowledged that no replica has"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from bench.failover_parts.servers import PASSWORD, SentinelGroup, sentinel_group
+from bench.failover_parts.sentinels import SentinelGroup, port_of, sentinel_group
+from bench.failover_parts.servers import PASSWORD
 from postbackd.clock import Clock
 from postbackd.errors import BootError, QueueUnavailableError
 from postbackd.queue.check import check_server, refuse_unfit
@@ -46,7 +47,7 @@ def hand_over(group: SentinelGroup) -> None:
 
 def ordered(group: SentinelGroup) -> bool:
     try:
-        redis.Redis(port=group.sentinel_ports[0]).execute_command("SENTINEL", "FAILOVER", "postbacks")
+        group.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", "postbacks")
     except redis.ResponseError:
         return False
     return True
@@ -96,7 +97,7 @@ def test_every_part_follows_the_master(group: SentinelGroup) -> None:
 def test_server_that_says_it_is_no_master_is_not_used(group: SentinelGroup) -> None:
     route = fresh_route(group)
     replica = next(server for server in group.servers if server is not group.master())
-    route._known, route._known_s = Answer(0, Node("127.0.0.1", replica.port)), time.monotonic()
+    route._known, route._known_s = Answer(0, Node("127.0.0.1", port_of(replica))), time.monotonic()
     with pytest.raises(QueueUnavailableError, match="says that it is a slave") as caught:
         route.open(0, 5)
     assert PASSWORD not in str(caught.value)
@@ -126,11 +127,11 @@ def test_watch_cuts_connections_to_who_is_master_no_more(group: SentinelGroup) -
 
 def test_one_sentinel_that_lives_is_enough_and_none_is_said(group: SentinelGroup) -> None:
     away = f"127.0.0.1:{free_port()}"
-    alive = f"sentinel://:{PASSWORD}@{away},127.0.0.1:{group.sentinel_ports[1]}/postbacks"
+    alive = f"sentinel://:{PASSWORD}@{away},127.0.0.1:{group.sentinels[1].port}/postbacks"
     assert route_to(alive).open(0, 5).call("PING") == b"PONG"
     for url, word in (
         (f"sentinel://:{PASSWORD}@{away}/postbacks", "refused"),
-        (f"sentinel://:{PASSWORD}@127.0.0.1:{group.sentinel_ports[0]}/other", "No such master|does not monitor"),
+        (f"sentinel://:{PASSWORD}@127.0.0.1:{group.sentinels[0].port}/other", "No such master|does not monitor"),
     ):
         with pytest.raises(QueueUnavailableError, match=word) as caught:
             route_to(url).open(0, 5)
@@ -139,7 +140,7 @@ def test_one_sentinel_that_lives_is_enough_and_none_is_said(group: SentinelGroup
 
 def test_check_tells_of_sentinels_and_replicas(group: SentinelGroup) -> None:
     found = [(finding.level, finding.text) for finding in check_server(group.url)]
-    assert ("ok", f"queue: 3 of 3 sentinels name 127.0.0.1:{group.master().port} as master of postbacks") in found
+    assert ("ok", f"queue: 3 of 3 sentinels name 127.0.0.1:{port_of(group.master())} as master of postbacks") in found
     assert [level for level, text in found if "min-replicas-to-write 0" in text] == ["warn"]
     group.master().client.config_set("min-replicas-to-write", 1)
     try:
@@ -152,4 +153,4 @@ def test_check_tells_of_sentinels_and_replicas(group: SentinelGroup) -> None:
 def test_replica_named_as_the_server_is_refused(group: SentinelGroup) -> None:
     replica = next(server for server in group.servers if server is not group.master())
     with pytest.raises(BootError, match="is a replica"):
-        refuse_unfit(f"redis://:{PASSWORD}@127.0.0.1:{replica.port}", 0, lambda: None)
+        refuse_unfit(f"redis://:{PASSWORD}@127.0.0.1:{port_of(replica)}", 0, lambda: None)
