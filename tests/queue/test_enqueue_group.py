@@ -8,11 +8,19 @@ import pytest
 import redis
 
 from postbackd.clock import Clock
-from postbackd.errors import DurabilityTimeoutError, QueueFullError, QueueUnsureError, RecordConflictError, SpoolError
+from postbackd.errors import (
+    DurabilityTimeoutError,
+    QueueFullError,
+    QueueUnsureError,
+    RecordConflictError,
+    ReplicasMissingError,
+    SpoolError,
+)
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import COMMAND_ELEMENTS, Enqueuer, QueuedRequest
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
+from postbackd.queue.scripts import ENQUEUE
 from postbackd.queue.spool import Spool
 from postbackd.queue.spool_file import SpoolFile, SpoolReader
 from postbackd.queue.spooling import ShardedQueue, SpoolingQueue
@@ -185,9 +193,12 @@ def test_unsure_and_no_room_in_the_spool_is_told_as_both(
 
 
 def test_too_few_replicas_means_no_acknowledgement_for_any(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    server.execute_command(*ENQUEUE.load_command())
     process = Process(url, tmp_path, durability="replica", durability_timeout=0.01)
     results = process.queue.enqueue_group([of(FIRST, b"a"), of(SECOND, b"b")])
     assert [type(result) for result in results] == [DurabilityTimeoutError] * 2
+    results = process.queue.enqueue_group([of(FIRST, b"c"), of(SECOND, b"d")])
+    assert [type(result) for result in results] == [ReplicasMissingError] * 2
     assert sorted(server.lrange(KEYS.ready, 0, -1)) == [b"a", b"b"], "once each: they may still be delivered"
     assert spooled(process) == []
 
