@@ -10,7 +10,7 @@ from typing import Any
 
 CLIENT_FD_OFFSET = 104
 ADDRESS_BEHIND_FD = 8
-_REQUEST_BEHIND_HEAD = 16  # of the object start_response
+_REQUEST_BEHIND_HEAD = object.__basicsize__  # of the object start_response
 _REQUEST_BYTES = 200
 
 _pointer_at = ctypes.c_void_p.from_address
