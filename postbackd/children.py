@@ -246,6 +246,7 @@ class _Flags:
 
     def __init__(self) -> None:
         self.stop = False
+        self.hurry = False  # stop, and wait for no transfer
         self.reopen = False
         self.sampled = False  # the stack sampler's signal came: its byte is to be taken, nothing else
         self._out, self._in = socket.socketpair()
@@ -263,6 +264,9 @@ class _Flags:
 
     def handle_term(self) -> None:
         self.stop = True
+
+    def handle_usr2(self) -> None:
+        self.stop = self.hurry = True
 
     def handle_usr1(self) -> None:
         self.reopen = True
@@ -284,12 +288,19 @@ class _Deaths:
 
 
 def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: HostBoard, keeps_dead: bool) -> int:
-    """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest.
+    """A delivery worker: deliver until SIGTERM, then finish what is in flight and give back the rest. At SIGUSR2 it
+    gives back at once, also what is in flight.
 
     `keeps_dead`: there is no admin process, so one of us looks after the dead letters."""
     flags = _Flags()
     _sampler(context, settings, flags.handle_prof).install()
-    context.handle_signals({signal.SIGTERM: flags.handle_term, signal.SIGUSR1: flags.handle_usr1})
+    context.handle_signals(
+        {
+            signal.SIGTERM: flags.handle_term,
+            signal.SIGUSR1: flags.handle_usr1,
+            signal.SIGUSR2: flags.handle_usr2,
+        }
+    )
     log = DeliveryLog(settings.log.path)
     _look_at_queue(context, settings, url)
     route_to(url).watch()
@@ -309,10 +320,10 @@ def deliver_main(context: SlotContext, settings: Settings, url: str, hosts: Host
                 log.reopen(monotonic_ms())
     except LeaseLostError:
         # Others have these postbacks by now: no attempt more, but those under way may end and be logged.
-        worker.drain(_drain_deadline_ms(settings), context.beat)
+        worker.drain(_drain_deadline_ms(settings), context.beat, lambda: flags.hurry)
         raise
     flags.clear()
-    worker.drain(_drain_deadline_ms(settings), context.beat)
+    worker.drain(_drain_deadline_ms(settings), context.beat, lambda: flags.hurry)
     return ExitCode.OK
 
 

@@ -7,8 +7,8 @@ set), then all workers at once. Stop: ingest workers (they answer what was read)
 hands each child what it needs; it opens no connection, and never talks to Redis.
 
 Signal handlers do nothing: Python's wake-up descriptor puts the number into a socket pair, and the loop acts.
-SIGTERM, SIGINT: drain; once more: SIGKILL what is left. SIGUSR1: passed on to delivery workers. SIGHUP: reload (the
-steps are in reload.py).
+SIGTERM, SIGINT: drain; once more: delivery gives back its leases at once, SIGKILL for the rest. SIGUSR1: passed on to
+delivery workers. SIGHUP: reload (the steps are in reload.py).
 """
 
 import gc
@@ -38,6 +38,7 @@ from postbackd.start_message import start_message
 from postbackd.worker_pool import SlotContext, WorkerPool, node_name
 
 LONGEST_WAIT_MS = 1_000  # a turn a second: heartbeats, back-off, deadlines
+CUT_SHORT_MS = 3_000  # for a delivery worker to settle and give back its lease, when the drain is cut short
 KILL_MARGIN_MS = 5_000  # workers keep the drain's limit themselves, then settle and leave; this is the net
 FAILED_BOOT_MS = 5_000  # for the others to end when one worker could not start at all
 SLOW_START_MS = 15_000
@@ -253,9 +254,12 @@ class Supervisor:
             self._start_drain()
             return
         oplog.warning("drain_cut_short", signal=signum.name, workers=sum(len(pool.pids()) for pool in self._pools))
+        is_first = self._drain_limit_ms is None
+        self._drain_limit_ms = CUT_SHORT_MS
+        self._stage_ends_ms = monotonic_ms() + CUT_SHORT_MS
         for pool in self._pools:
             pool.stop()
-            pool.signal(signal.SIGKILL)
+            pool.signal(signal.SIGUSR2 if is_first and pool.role == "deliver" else signal.SIGKILL)
 
     def handle_usr1(self) -> None:
         for pool in self._pools:

@@ -265,14 +265,19 @@ class DeliveryWorker:
 
     # The end
 
-    def drain(self, deadline_ms: int, beat: Callable[[], None]) -> None:
-        """Start nothing more, let transfers end, settle, give back the rest. At a stop, and after a lost lease."""
+    def drain(self, deadline_ms: int, beat: Callable[[], None], must_hurry: Callable[[], bool]) -> None:
+        """Start nothing more, let transfers end, settle, give back the rest. At a stop, and after a lost lease.
+
+        `must_hurry` is asked each turn whether to wait for transfers no longer; what has an outcome is still settled.
+        """
         for shard in self._shards:
             shard.stop_claiming()
         for _ in self._lanes.drop_waiting():
             continue  # still leased: given back below
         self._in_flight_limit = 0
-        while (self._transfers.in_flight or self._unsettled()) and monotonic_ms() < deadline_ms:
+        while monotonic_ms() < deadline_ms:
+            if not self._unsettled() and (not self._transfers.in_flight or must_hurry()):
+                break
             beat()
             try:
                 self.turn(monotonic_ms())

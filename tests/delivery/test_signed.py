@@ -82,7 +82,7 @@ def test_what_cannot_be_signed_waits_and_goes_out_when_the_key_is_back(
         [(item, _)] = keyless.later()
         assert [code for _, code in decode_item(item).attempts] == [ErrorClass.SIGNING_KEY_MISSING]
         assert sink.received() == [], "never unsigned"
-        keyless.worker.drain(0, lambda: None)
+        keyless.worker.drain(0, lambda: None, lambda: False)
         server.delete(KEYS.lease(WORKER), KEYS.workers)  # the next worker of this test has its name
         server.zadd(KEYS.later, {item: 0})
         mended = Bench(server, url, tmp_path / "mended", WITH_KEY)

@@ -77,7 +77,7 @@ def test_lost_lease_of_one_shard_gives_back_the_others(server: redis.Redis, url:
         assert lost.lease.reclaim(WORKER, "death") == 40
         with pytest.raises(LeaseLostError):
             bench.run_until(lambda: False, "the lease is lost")
-        bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None, lambda: False)
     sent = len(slow.received())
     assert sent < 80, "no attempt more"
     assert leased(bench, 2) == [0, 0]

@@ -81,6 +81,27 @@ def test_sigterm_under_load_drains_and_a_restart_delivers_the_rest(tmp_path: Pat
         assert max(counts.values()) == 1, "a clean stop settles what it delivered"
 
 
+def test_second_sigterm_gives_back_what_is_in_flight(tmp_path: Path) -> None:
+    """A drain that is cut short loses nothing, and the next start need not wait for the lease's time-out."""
+    settings = ["delivery.drain_timeout=600", "delivery.timeout=60"]
+    with (
+        running_sink(tmp_path / "sink", "--hang-rate", "1") as sink,
+        running_daemon(tmp_path / "daemon", settings) as daemon,
+    ):
+        endpoint = {"method": "GET", "url": sink.url + "/?id={@id}"}
+        status, answer = daemon.post({"endpoint": endpoint, "data": [{}, {}]})
+        assert status == 202
+        wait_until(lambda: len(sink.received()) == 2, "both are in flight")
+        daemon.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "drain_started" in daemon.output.read_text(), "the first signal has come")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(DRAIN_BOUND_S) == 0
+        [line] = [line for line in daemon.output.read_text().splitlines() if "lease_given_back" in line]
+        assert "postbacks=2" in line
+        daemon.start()
+        wait_until(lambda: received_ids(sink) == dict.fromkeys(answer["ids"], 2), "both are sent once more")
+
+
 def test_full_queue_survives_a_restart_of_everything(tmp_path: Path) -> None:
     with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon", roles="ingest") as daemon:
         load = Load(daemon, sink, items=100)
