@@ -5,6 +5,7 @@ Endpoint records are fetched once and kept compiled, until the server's run id c
 or parked here, before it is touched.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 from postbackd.codec import CodecError, ErrorClass, Item, decode_item, first_id, trail_attempt
@@ -13,6 +14,7 @@ from postbackd.delivery.recorder import Delivery, Recorder
 from postbackd.delivery.schedule import expires_at_ms
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.lease_client import LeaseClient
+from postbackd.template_values import RenderError
 
 MAX_RECLAIMS = 5  # an item that was in the hands of so many dying workers may be what kills them
 MAX_MISSING = 10
@@ -98,6 +100,8 @@ class Intake:
         else:
             delivery = Delivery(token, item, endpoint)
             if now_ms > expires_at_ms(item, self._expires_after_ms / 1000):
+                with contextlib.suppress(RenderError):  # for the log: where it would have gone
+                    delivery.rendered = endpoint.compiled.render(item.values, item.postback_id, item.attempt, now_ms)
                 self._recorder.gave_up(delivery, "expired", ErrorClass.EXPIRED, "it waited past its expiry", now_ms)
             else:
                 deliveries.append(delivery)

@@ -156,7 +156,8 @@ class Recorder:
 
     def gave_up(self, delivery: Delivery, reason: str, error: ErrorClass, detail: str, now_ms: int) -> None:
         """Dead without another attempt: expired, or nothing that can be rendered."""
-        self._give_up(delivery.token, delivery.item, delivery.endpoint, reason, error, detail, now_ms)
+        url = None if delivery.rendered is None else delivery.rendered.url
+        self._give_up(delivery.token, delivery.item, delivery.endpoint, reason, error, detail, now_ms, url)
 
     def unusable(
         self, token: int, item: Item | None, reason: str, detail: str, now_ms: int, endpoint: Endpoint | None = None
@@ -175,6 +176,7 @@ class Recorder:
         error: ErrorClass | None,
         detail: str,
         now_ms: int,
+        url: str | None = None,
     ) -> None:
         line = self._formatter.line(
             self._times.format(now_ms),
@@ -184,7 +186,7 @@ class Recorder:
             reason,
             NULL if endpoint is None else endpoint.method_json,
             NULL if endpoint is None else endpoint.host_json or NULL,
-            None,
+            url,
             None,
             None if error is None else error.name.lower(),
             detail,

@@ -165,7 +165,8 @@ def test_expired_postback_is_dead_without_an_attempt(bench: Bench, sink: Sink) -
     bench.server.rpush(KEYS.ready, endpoint.encode(old, {}, 0, None))
     [line] = bench.run_until_settled(1)
     assert (line["outcome"], line["reason"], line["error"], line["attempt"]) == ("dead", "expired", "expired", 0)
-    assert line["url"] is None and line["host"] == f"127.0.0.1:{sink.port}"
+    assert line["url"] == sink.url + "/expired"
+    assert line["host"] == f"127.0.0.1:{sink.port}"
     assert not [request for request in sink.received() if request["url"] == "/expired"]
 
 
@@ -281,7 +282,7 @@ def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_pa
         assert bench.worker._shards[0].lease.reclaim(WORKER, "death") == 40
         with pytest.raises(LeaseLostError):
             bench.run_until(lambda: False, "the lease is lost")
-        bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None, lambda: False)
         assert len(slow.received()) == 4
     assert len(bench.log()) == 4, "what was under way has ended and is logged"
     assert bench.server.llen(KEYS.ready) == 40, "and all of it is given out again"
@@ -293,7 +294,7 @@ def test_drain_gives_back_what_was_not_started(bench: Bench, tmp_path: Path) -> 
         for number in range(50):
             bench.enqueue(endpoint, {}, number)
         bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
-        bench.worker.drain(monotonic_ms() + 30_000, lambda: None)
+        bench.worker.drain(monotonic_ms() + 30_000, lambda: None, lambda: False)
     assert len(bench.log()) == 4
     back = bench.server.lrange(KEYS.ready, 0, -1)
     assert len(back) == 46
