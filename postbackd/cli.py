@@ -29,7 +29,7 @@ HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 @click.group(cls=Commands, context_settings=HELP, epilog=EPILOG)
 @click.version_option(__version__, prog_name="postbackd")
 def main() -> None:
-    """Deliver postbacks: POST one request, and every data object in it becomes one HTTP call, once at least."""
+    """Deliver postbacks: POST one request, and every data object in it becomes one HTTP call, at least once."""
 
 
 def _roles(_context: click.Context, _parameter: click.Parameter, value: str) -> frozenset[str]:

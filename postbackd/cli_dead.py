@@ -101,7 +101,7 @@ def dead_list(
 @config_option
 @set_option
 def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Show all that is known of one: its attempts, its endpoint, its last answer."""
+    """Show all that is known of one. Its attempts, its endpoint, its last answer, as JSON."""
     from postbackd.tools.dead import show_letter
 
     sys.exit(show_letter(_open_dead(config, overrides, overflow), postback_id, overflow))
@@ -116,7 +116,7 @@ def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: t
 def dead_replay(
     rate: float | None, dry_run: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
 ) -> None:
-    """Give them back to the queue: attempts and expiry count anew."""
+    """Give them back to the queue: attempts and expiry count anew. Wants a filter, or --all."""
     from postbackd.tools.dead import replay_letters
 
     _refuse_none(options)
@@ -129,7 +129,7 @@ def dead_replay(
 @click.option("--all", is_flag=True, help="All of them, without a filter.")
 @_dead_filter
 def dead_purge(dry_run: bool, config: str | None, overrides: tuple[str, ...], **options: Any) -> None:
-    """Delete them for ever."""
+    """Delete them for ever. Wants a filter, or --all."""
     from postbackd.tools.dead import purge_letters
 
     _refuse_none(options)

@@ -58,7 +58,8 @@ class DataDir:
         except OSError as error:
             self.close()
             raise BootError(
-                f"cannot use data_dir {self.path}: {error.strerror}; set data_dir to one that this user may write"
+                f"cannot use data_dir {self.path.absolute()}: {error.strerror}; "
+                "set data_dir to one that this user may write"
             ) from error
         except BootError:
             self.close()
@@ -76,7 +77,7 @@ class DataDir:
                 if time.monotonic() > deadline_s:
                     holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
                     raise BootError(
-                        f"data_dir {self.path} is in use by another postbackd (pid {holder}): "
+                        f"data_dir {self.path.absolute()} is in use by another postbackd (pid {holder}): "
                         f"stop it or take another: {with_setting('data_dir=' + self.path.name + '2')}"
                     ) from None
                 time.sleep(LOCK_RETRY_S)

@@ -63,7 +63,7 @@ def running_url(settings: Queue, data_dir: Path | str) -> str:
         password = (folder / "password").read_text().strip()
     except OSError as error:
         raise BootError(
-            f"no queue of a daemon in data_dir {data_dir}: {error.strerror} ({folder / 'password'}): "
+            f"no queue of a daemon in data_dir {folder.parent}: {error.strerror} ({folder / 'password'}): "
             "give the daemon's own configuration with -c, or set queue.url"
         ) from None
     with socket.socket(socket.AF_UNIX) as probe:
@@ -77,7 +77,8 @@ def running_url(settings: Queue, data_dir: Path | str) -> str:
 def _why_away(data_dir: Path | str, error: OSError) -> str:
     pid = holder_of(data_dir)
     if pid is None:
-        return f"no daemon runs on data_dir {data_dir}, nor its queue: start it ({command('run')}), or give queue.url"
+        place = Path(data_dir).absolute()
+        return f"no daemon runs on data_dir {place}, nor its queue: start it ({command('run')}), or give queue.url"
     return (
         f"the queue server of the daemon (pid {pid}) does not answer: {error.strerror}: see {data_dir}/queue/server.log"
     )

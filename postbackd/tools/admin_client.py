@@ -101,8 +101,9 @@ class AdminClient:
     def _why_away(self, error: Exception) -> str:
         pid = supervisor_pid(self._settings)
         if pid is None:
+            data_dir = Path(self._settings.data_dir).absolute()
             return (
-                f"no daemon runs: nothing answers at {self.address} and none uses data_dir {self._settings.data_dir}; "
+                f"no daemon runs: nothing answers at {self.address} and none uses data_dir {data_dir}; "
                 f"start one ({command('run')}), or name its configuration with -c"
             )
         why = "in time" if isinstance(error, socket.timeout) else f"({error})"

@@ -69,13 +69,14 @@ def tail(settings: Settings, wanted: Filter, count: int | None, follow: bool, as
     except FileNotFoundError:
         if not follow:
             raise PostbackdError(
-                f"there is no delivery log at {path}: nothing was tried yet, or -c names another configuration"
+                f"there is no delivery log at {path.absolute()}: nothing was tried yet, or -c is to name the daemon's file"
             ) from None
         file = None
     except OSError as error:
         raise PostbackdError(f"the delivery log {path} cannot be read: {error.strerror}") from None
     if follow and supervisor_pid(settings) is None:
-        print(f"postbackd: no daemon runs on data_dir {settings.data_dir}; waiting for its log", file=sys.stderr)
+        data_dir = Path(settings.data_dir).absolute()
+        print(f"postbackd: no daemon runs on data_dir {data_dir}; waiting for its log", file=sys.stderr)
     try:
         if file is not None:
             end = file.seek(0, os.SEEK_END)
