@@ -69,7 +69,7 @@ def tail(settings: Settings, wanted: Filter, count: int | None, follow: bool, as
     except FileNotFoundError:
         if not follow:
             raise PostbackdError(
-                f"there is no delivery log at {path.absolute()}: nothing was tried yet, or -c is to name the daemon's file"
+                f"there is no delivery log at {path.absolute()}: nothing was tried yet, or another file is meant (-c)"
             ) from None
         file = None
     except OSError as error:
