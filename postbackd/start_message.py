@@ -25,11 +25,12 @@ def start_message(
 ) -> str:
     """A few lines for a person at a terminal; they do no harm in a service's log."""
     lines = ["postbackd is ready."]
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.ingest.tokens else ""
     if listener:
         url = ingest_url(listener, settings.ingest.paths[0])
         lines += [
             f"  post to  {url}",
-            f"  try      curl -H 'Content-Type: application/json' -d '{_SAMPLE}' {url}",
+            f"  try      curl -H 'Content-Type: application/json'{token} -d '{_SAMPLE}' {url}",
             f"           ({program()} sink --port {SINK_PORT} in another terminal shows what arrives)",
         ]
         if Policy(settings.security.allow_networks, settings.security.deny_networks).verdict("127.0.0.1"):

@@ -15,24 +15,33 @@ from postbackd.settings import declarations
 CONFIG_VARIABLE = "POSTBACKD_CONFIG"
 STARTER_VARIABLE = "POSTBACKD_RUN_BY"  # `make run` says so
 
-_options: tuple[str, ...] = ()
+_config: str | None = None
+_settings: tuple[str, ...] = ()
 
 
 def remember(config: str | None, overrides: tuple[str, ...]) -> None:
-    """What was given; a file that the environment names, it names to the next command too."""
-    global _options
-    found = [] if config is None or config == os.environ.get(CONFIG_VARIABLE) else ["-c", shlex.quote(config)]
+    """What was given."""
+    global _config, _settings
+    found: list[str] = []
     shown = {f"{d.section}.{d.name}".lstrip(".") for d in declarations() if not d.secret}
     for override in overrides:
         name = override.partition("=")[0].strip()
         is_open = name in shown or name.startswith("hosts.")
         found += ["--set", shlex.quote(override) if is_open else f"{name}=…"]
-    _options = tuple(found)
+    _config, _settings = config, tuple(found)
 
 
 def command(text: str) -> str:
     """`dead list` as `postbackd dead list -c FILE`, by the name that this process was started by."""
-    return " ".join([program(), text, *_options])
+    # A file that the environment names, it names to the next command too.
+    file = [] if _config is None or _config == os.environ.get(CONFIG_VARIABLE) else ["-c", shlex.quote(_config)]
+    return " ".join([program(), text, *file, *_settings])
+
+
+def options_anywhere() -> str:
+    """What was given, with the file by its whole path: for who reads it elsewhere, as on the dashboard."""
+    file = [] if _config is None else ["-c", shlex.quote(os.path.abspath(_config))]
+    return " ".join([*file, *_settings])
 
 
 def with_setting(override: str) -> str:
@@ -40,8 +49,7 @@ def with_setting(override: str) -> str:
     starter = os.environ.get(STARTER_VARIABLE)
     if not starter:
         return f"--set {shlex.quote(override)}"
-    given = _options[2:] if _options[:1] == ("-c",) else _options  # the file is the Makefile's own
-    return f'{starter} ARGS="{" ".join([*given, "--set", shlex.quote(override)])}"'
+    return f'{starter} ARGS="{" ".join([*_settings, "--set", shlex.quote(override)])}"'
 
 
 def with_other_port(setting: str, port: int) -> str:

@@ -31,6 +31,7 @@ from postbackd.queue.figures import FigureReader, NodeSnapshot, QueueFigures
 from postbackd.queue.spool import spool_size
 from postbackd.scoreboard import Cell, Phase, Scoreboard, monotonic_ms
 from postbackd.settings import Settings
+from postbackd.suggestion import options_anywhere
 
 NOW_S = 10  # what "now" means: rates and percentiles are those of the last 10 s
 IDLE_S = 10  # between looks at a queue of which no process of ours does anything; 13 commands each
@@ -202,6 +203,7 @@ class Observer:
             "version": __version__,
             "node": self.node,
             "data_dir": str(Path(self.settings.data_dir).resolve()),
+            "options": options_anywhere(),
             "started_ms": self.facts.started_ms,
             "uptime_s": (now_ms - self.facts.started_ms) / 1000,
             "state": self._scoreboard.phase.name.lower(),

@@ -140,7 +140,7 @@ def test_failures_tell_their_answers_as_text(busy: tuple[Daemon, str, str], open
     opener.click()
     expect(opener).to_have_attribute("aria-expanded", "true")
     detail = first.locator(".detail")
-    expect(detail).to_contain_text("postbackd explain ")
+    expect(detail).to_contain_text(re.compile(r"postbackd explain [0-9a-f]{16} --set data_dir="))
     expect(detail).to_contain_text(f"GET http://{failing}/")
     assert page.locator("#failures img").count() == 0, "what others wrote is text"
     opener.press("Enter")

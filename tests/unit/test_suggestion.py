@@ -11,7 +11,8 @@ from postbackd import suggestion
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suggestion, "_options", ())
+    monkeypatch.setattr(suggestion, "_config", None)
+    monkeypatch.setattr(suggestion, "_settings", ())
     monkeypatch.setattr("sys.argv", ["-m"])
     monkeypatch.delenv("POSTBACKD_CONFIG", raising=False)
 
@@ -35,6 +36,7 @@ def test_a_file_that_the_environment_names_needs_no_option(monkeypatch: pytest.M
     monkeypatch.setenv("POSTBACKD_CONFIG", "a.toml")
     suggestion.remember("a.toml", ())
     assert suggestion.command("run") == "postbackd run"
+    assert suggestion.options_anywhere().startswith("-c /"), "elsewhere it may be another environment"
     suggestion.remember("b.toml", ())
     assert suggestion.command("run") == "postbackd run -c b.toml"
 
@@ -45,6 +47,14 @@ def test_another_setting_goes_where_the_first_ones_went(monkeypatch: pytest.Monk
     monkeypatch.setenv("POSTBACKD_RUN_BY", "make run")
     suggestion.remember("etc/dev.toml", ("admin.port=9081",))
     assert suggestion.with_setting("data_dir=a b") == "make run ARGS=\"--set admin.port=9081 --set 'data_dir=a b'\""
+
+
+def test_who_reads_it_elsewhere_gets_the_whole_path() -> None:
+    assert suggestion.options_anywhere() == ""
+    suggestion.remember("my file.toml", ("ingest.port=1",))
+    assert suggestion.options_anywhere() == f"-c '{Path('my file.toml').absolute()}' --set ingest.port=1"
+    suggestion.remember(None, ("ingest.port=1",))
+    assert suggestion.options_anywhere() == "--set ingest.port=1"
 
 
 def test_program_is_named_so_that_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 
 import { byId, setAttribute, setText } from "./dom.js";
 import { clock, count, span } from "./format.js";
-import { Charts, clusterRows, clusterTable, failureTable, hostTable, showCounts, showTiles, showTotals, showVerdict, SIGNS, workerTable } from "./panels.js";
+import { Charts, clusterRows, clusterTable, failureTable, hostTable, showCounts, showTiles, showTotals, showVerdict, SIGNS, startedWith, workerTable } from "./panels.js";
 import { judge, Memory } from "./verdict.js";
 
 const STATS_EVERY_MS = 2000;
@@ -97,7 +97,7 @@ function awayFinding() {
   return {
     kind: "unreachable", level: "bad", who: "us", title: "The daemon does not answer",
     text: `No answer from its admin app since ${clock(view.failedSinceMs)}. Either it has stopped or this page cannot reach it.${last} Tried again every few seconds.`,
-    hint: "postbackd status",
+    hint: `postbackd status ${view.stats?.options ?? ""}`.trim(),
   };
 }
 
@@ -112,6 +112,7 @@ function showState(isAway) {
 }
 
 function showStats(stats) {
+  startedWith(stats.options);
   showTiles(stats);
   showHosts();
   showFailures();

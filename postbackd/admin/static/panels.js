@@ -91,7 +91,9 @@ export class Charts {
 // The tables
 
 const facts = (pairs) => el("dl", { class: "facts" }, ...pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => el("div", { class: value instanceof Node || String(value).length > 32 ? "wide" : null }, el("dt", { text: name }), el("dd", {}, value))));
-const command = (text) => el("code", { class: "command", text });
+let options = ""; // -c and --set that the daemon was given: every command wants the same
+export const startedWith = (text) => { options = text ? ` ${text}` : ""; };
+const command = (text) => el("code", { class: "command", text: text + options });
 
 export function hostTable(onFailures) {
   const mark = (host) => ({ text: hostWord(host), level: hostLevel(host), sign: SIGNS[hostLevel(host)] });
