@@ -31,7 +31,13 @@ def postbackd(*arguments: str, stdin: str = "", **environment: str) -> subproces
 
 def settings_for(folder: Path, *more: str) -> list[str]:
     chosen = [f"data_dir={folder}/var", f"log.path={folder}/log", f"ingest.port={free_port()}"]
-    chosen += [f"queue.port={free_port()}", "ingest.workers=1", "delivery.workers=1", *more]
+    chosen += [
+        f"queue.port={free_port()}",
+        f"admin.port={free_port()}",
+        "ingest.workers=1",
+        "delivery.workers=1",
+        *more,
+    ]
     return [part for setting in chosen for part in ("--set", setting)]
 
 
