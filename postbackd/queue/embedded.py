@@ -61,6 +61,11 @@ def running_url(settings: Queue, data_dir: Path | str) -> str:
     folder = Path(data_dir).absolute() / "queue"
     try:
         password = (folder / "password").read_text().strip()
+    except PermissionError:
+        raise BootError(
+            f"only the daemon's user may ask the queue in data_dir {folder.parent}: run this as that user "
+            "(sudo -u USER …), or set queue.url"
+        ) from None
     except OSError as error:
         raise BootError(
             f"no queue of a daemon in data_dir {folder.parent}: {error.strerror} ({folder / 'password'}): "

@@ -110,8 +110,8 @@ def _writable(setting: str, path: Path, well: str = "", is_folder: bool = False)
     if is_folder and not path.is_dir():
         return Finding("fail", f"{setting}: {path} is no directory: set {setting} to another place")
     if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
-        text = f"{setting}: {path} cannot be written: chown it to the daemon's user, or set {setting}"
-        return Finding("fail", text)
+        mend = f"run this as the daemon's user, chown it to that one, or set {setting}"
+        return Finding("fail", f"{setting}: {path} cannot be written: {mend}")
     return Finding("ok", f"{setting}: {well}")
 
 

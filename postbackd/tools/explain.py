@@ -6,6 +6,7 @@ machine, a log that was rotated away).
 """
 
 import gzip
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
         "worker_number": postback_id >> WORKER_SHIFT & WORKER_MASK,
         "place": None,
     }
-    story["accepted_here"] = (Path(settings.data_dir) / "numbers" / f"{story['worker_number']}.num").exists()
+    story["accepted_here"] = os.path.exists(Path(settings.data_dir) / "numbers" / f"{story['worker_number']}.num")
     story["attempts"] = list(_logged(Path(settings.log.path), text))
     _look_in_queue(settings, postback_id, story)
     story["attempts"].sort(key=time_of)
@@ -55,7 +56,10 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
     if story["place"] is None and last == "delivered":  # its spool file may stay a while longer than it
         story["place"] = "delivered"
     if story["place"] is None:
-        _look_on_disk(Path(settings.data_dir), postback_id, story)
+        try:
+            _look_on_disk(Path(settings.data_dir), postback_id, story)
+        except OSError as error:
+            story["disk_error"] = f"{error.filename}: {error.strerror}"
     if story["place"] is None and last is not None and "queue_error" not in story:
         story["place"] = "gone from dead" if last == "dead" else "nowhere now"
     click.echo(msgspec.json.encode(story) if as_json else "\n".join(tell(story, settings.log.path)))
@@ -116,6 +120,8 @@ def _endpoint(record: bytes | None) -> Any:
 
 def _look_on_disk(data_dir: Path, postback_id: int, story: Story) -> None:
     wanted = id_bytes(postback_id)
+    if data_dir.exists():
+        os.listdir(data_dir)  # another user's: glob would find nothing, and not say why
     for path in sorted((data_dir / "spool").glob("*" + SUFFIX)):
         try:
             is_there = wanted in path.read_bytes()

@@ -27,6 +27,8 @@ def tell(story: Story, log_path: str) -> Iterator[str]:
     yield f"now       {_place(story, log_path)}"
     if "queue_error" in story:
         yield f"warning   the queue was not looked through: {story['queue_error']}"
+    if "disk_error" in story:
+        yield f"warning   the spool was not looked through: {story['disk_error']}"
 
 
 def _in_order(attempts: list[dict[str, Any]], start: str | None) -> Iterator[str]:

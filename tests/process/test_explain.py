@@ -103,6 +103,15 @@ def test_unknown_and_impossible_ids_are_one_clear_answer(tmp_path: Path) -> None
         assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (2, "", 1)
 
 
+def test_data_dir_that_cannot_be_looked_through_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [*POSTBACKD, "explain", "0000000000000001", "--set", f"data_dir={tmp_path}/file"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (told.returncode, told.stderr) == (1, "")
+    assert f"the spool was not looked through: {tmp_path}/file: Not a directory" in told.stdout
+    assert "the queue was not looked through" in told.stdout
+
+
 def test_spooled_one_is_found_without_redis(tmp_path: Path) -> None:
     server = Server()
     try:
