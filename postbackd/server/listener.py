@@ -21,7 +21,7 @@ from typing import Any
 import bjoern
 
 from postbackd import systemd
-from postbackd.errors import BootError
+from postbackd.errors import BootError, ConfigError
 from postbackd.server.framing import Framing, quiet_excepthook
 from postbackd.server.guard import Guard
 from postbackd.server.watch import NO_LIMITS, Limits
@@ -53,7 +53,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 def open_admin(settings: Admin) -> socket.socket:
     """The admin app's socket; off loopback only behind a token."""
     if not settings.token and not is_loopback(settings.host):
-        raise BootError(
+        raise ConfigError(
             f"admin.host {settings.host} is reached by others and admin.token is empty: set admin.token "
             "(openssl rand -hex 16), or admin.host = 127.0.0.1"
         )

@@ -205,19 +205,19 @@ def test_open_dashboard_does_not_hold_up_a_stop(tmp_path: Path) -> None:
         connection.close()
 
 
-def start_that_fails(tmp_path: Path, *settings: str) -> str:
+def start_that_fails(tmp_path: Path, *settings: str, code: int = 1) -> str:
     arguments = [part for setting in settings for part in ("--set", setting)]
     ended = subprocess.run(
         [*POSTBACKD, "run", "--set", f"data_dir={tmp_path / 'var'}", *arguments], capture_output=True, text=True
     )
-    assert ended.returncode == 1
+    assert ended.returncode == code
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("postbackd: ")]
     return line
 
 
 def test_admin_off_loopback_without_a_token_is_refused(tmp_path: Path) -> None:
     ports = [f"admin.port={free_port()}", f"ingest.port={free_port()}"]
-    assert "set admin.token" in start_that_fails(tmp_path, "admin.host=0.0.0.0", *ports)
+    assert "set admin.token" in start_that_fails(tmp_path, "admin.host=0.0.0.0", *ports, code=2)
 
 
 def test_taken_admin_port_is_named(tmp_path: Path, daemon: Daemon) -> None:
