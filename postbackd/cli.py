@@ -63,11 +63,12 @@ def run(config: str | None, overrides: tuple[str, ...], roles: frozenset[str]) -
 @config_option
 @set_option
 @roles_option
-def check(config: str | None, overrides: tuple[str, ...], roles: frozenset[str]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check(config: str | None, overrides: tuple[str, ...], roles: frozenset[str], as_json: bool) -> None:
     """Say what is wrong here, and how to mend it. Looks at configuration, Redis, ports, limits and files."""
     from postbackd.tools.check import check as run_check
 
-    sys.exit(run_check(load_settings(config, overrides), config, roles))
+    sys.exit(run_check(load_settings(config, overrides), config, roles, as_json))
 
 
 @main.command(name="config")

@@ -44,6 +44,7 @@ def _dead_filter(command: Any) -> Any:
     return command
 
 
+_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 _overflow_option = click.option("--overflow", is_flag=True, help="Those that the cap moved to dead-overflow.jsonl.")
 
 
@@ -59,9 +60,9 @@ def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = 
     return DeadLetters(url, settings.queue.prefix, settings.queue.shards)
 
 
-def _refuse_none(options: dict[str, Any]) -> None:
-    """What changes something wants to be told which ones."""
-    if not options.pop("all") and not any(options.values()):
+def _refuse_none(options: dict[str, Any], dry_run: bool) -> None:
+    """What changes something wants to be told which ones; to count needs no leave."""
+    if not options.pop("all") and not any(options.values()) and not dry_run:
         raise ConfigError("name which ones (--host, --endpoint, --reason, --id, --since, --until), or say --all")
 
 
@@ -97,6 +98,7 @@ def dead_list(
 
 @dead.command(name="show")
 @click.argument("postback_id", metavar="ID", callback=hex_digits)
+@click.option("--json", is_flag=True, expose_value=False, help="As JSON, which it is anyway.")
 @_overflow_option
 @config_option
 @set_option
@@ -111,27 +113,35 @@ def dead_show(postback_id: str, overflow: bool, config: str | None, overrides: t
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many a second.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--all", is_flag=True, help="All of them, without a filter.")
+@_json_option
 @_overflow_option
 @_dead_filter
 def dead_replay(
-    rate: float | None, dry_run: bool, overflow: bool, config: str | None, overrides: tuple[str, ...], **options: Any
+    rate: float | None,
+    dry_run: bool,
+    as_json: bool,
+    overflow: bool,
+    config: str | None,
+    overrides: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Give them back to the queue: attempts and expiry count anew. Wants a filter, or --all."""
     from postbackd.tools.dead import replay_letters
 
-    _refuse_none(options)
+    _refuse_none(options, dry_run)
     letters = _open_dead(config, overrides, overflow)
-    sys.exit(replay_letters(letters, _filter(letters, options), rate, dry_run))
+    sys.exit(replay_letters(letters, _filter(letters, options), rate, dry_run, as_json))
 
 
 @dead.command(name="purge")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--all", is_flag=True, help="All of them, without a filter.")
+@_json_option
 @_dead_filter
-def dead_purge(dry_run: bool, config: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+def dead_purge(dry_run: bool, as_json: bool, config: str | None, overrides: tuple[str, ...], **options: Any) -> None:
     """Delete them for ever. Wants a filter, or --all."""
     from postbackd.tools.dead import purge_letters
 
-    _refuse_none(options)
+    _refuse_none(options, dry_run)
     letters = _open_dead(config, overrides)
-    sys.exit(purge_letters(letters, _filter(letters, options), dry_run))
+    sys.exit(purge_letters(letters, _filter(letters, options), dry_run, as_json))

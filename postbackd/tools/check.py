@@ -5,6 +5,7 @@ Starts nothing and changes nothing. The configuration itself was checked when it
 """
 
 import contextlib
+import json
 import ssl
 import stat
 from pathlib import Path
@@ -28,7 +29,7 @@ READ, WRITE, EXECUTE = stat.S_IROTH, stat.S_IWOTH, stat.S_IXOTH  # of others
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def check(settings: Settings, config: str | None, roles: frozenset[str]) -> int:
+def check(settings: Settings, config: str | None, roles: frozenset[str], as_json: bool = False) -> int:
     """Print one line a finding; exit code 1 when `run` with these roles would refuse. `config` is their file."""
     findings = [
         Finding("ok", "configuration: read and valid"),
@@ -38,16 +39,22 @@ def check(settings: Settings, config: str | None, roles: frozenset[str]) -> int:
         *([_tls()] if "deliver" in roles else []),
         *_doors(settings, config, roles),
     ]
+    is_refused = any(finding.level == "fail" for finding in findings)
+    costs: list[str] = []
+    if not is_refused:
+        with contextlib.suppress(QueueUnavailableError):  # away, as was said
+            costs = losses(_persistence(settings), settings.queue.durability, bool(settings.queue.url))
+    if as_json:
+        shown = [{"level": finding.level, "text": finding.text} for finding in findings]
+        click.echo(json.dumps({"ok": not is_refused, "findings": shown, "losses": costs}))
+        return ExitCode.FAILED if is_refused else ExitCode.OK
     for finding in findings:
         click.echo(click.style(f"{finding.level:<4}", fg=COLOURS[finding.level]) + f" {finding.text}")
-    if any(finding.level == "fail" for finding in findings):
-        return ExitCode.FAILED
-    with contextlib.suppress(QueueUnavailableError):  # away, as was said
-        costs = losses(_persistence(settings), settings.queue.durability, bool(settings.queue.url))
+    if costs:
         click.echo("what acknowledged postbacks a disaster can cost:")
         for line in costs:
             click.echo(f"     {line}")
-    return ExitCode.OK
+    return ExitCode.FAILED if is_refused else ExitCode.OK
 
 
 def _queue(settings: Settings) -> list[Finding]:

@@ -82,17 +82,19 @@ def show_letter(letters: Letters, postback_id: str, overflow: bool) -> int:
     return ExitCode.FAILED
 
 
-def replay_letters(letters: Letters, wanted: Filter, rate_per_s: float | None, dry_run: bool) -> int:
+def replay_letters(
+    letters: Letters, wanted: Filter, rate_per_s: float | None, dry_run: bool, as_json: bool = False
+) -> int:
     """Give them back to ready, at a rate."""
-    ended = _work(letters, wanted, "replayed", dry_run, letters.replay, rate_per_s)
+    ended = _work(letters, wanted, "replayed", dry_run, letters.replay, rate_per_s, as_json)
     if ended == ExitCode.OK and not dry_run:
         letters.finish()
     return ended
 
 
-def purge_letters(letters: DeadLetters, wanted: Filter, dry_run: bool) -> int:
+def purge_letters(letters: DeadLetters, wanted: Filter, dry_run: bool, as_json: bool = False) -> int:
     """Delete them for ever."""
-    return _work(letters, wanted, "purged", dry_run, letters.purge, None)
+    return _work(letters, wanted, "purged", dry_run, letters.purge, None, as_json)
 
 
 def _work(
@@ -102,6 +104,7 @@ def _work(
     dry_run: bool,
     work: Callable[[list[DeadLetter]], int],
     rate_per_s: float | None,
+    as_json: bool,
 ) -> int:
     # Whatever dies while this runs is not meant: a replayed postback that dies again would go round for ever.
     until_ms = min(wanted.until_ms or sys.maxsize, letters.now_ms())
@@ -126,7 +129,10 @@ def _work(
             err=True,
         )
         return ExitCode.FAILED
-    click.echo(f"{count} would be {done}" if dry_run else f"{count} {done}")
+    if as_json:
+        click.echo(json.dumps({done: count, "dry_run": dry_run}))
+    else:
+        click.echo(f"{count} would be {done}" if dry_run else f"{count} {done}")
     return ExitCode.OK
 
 

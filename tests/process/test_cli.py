@@ -165,8 +165,13 @@ def test_check_says_what_is_wrong(tmp_path: Path) -> None:
     assert well.returncode == 0, well.stdout + well.stderr
     assert not [line for line in well.stdout.splitlines() if line.startswith("fail")]
     assert "power cut of the queue server: nothing" in well.stdout
+    answer = json.loads(postbackd("check", "--json", *settings_for(tmp_path)).stdout)
+    assert answer["ok"] and {"level", "text"} == set(answer["findings"][0])
+    assert "power cut of the queue server: nothing" in answer["losses"]
     ill = postbackd("check", *settings_for(tmp_path, f"queue.url=redis://127.0.0.1:{free_port()}"))
     assert ill.returncode == 1
+    told = postbackd("check", "--json", *settings_for(tmp_path, f"queue.url=redis://127.0.0.1:{free_port()}"))
+    assert (told.returncode, json.loads(told.stdout)["ok"]) == (1, False)
     assert "queue" in next(line for line in ill.stdout.splitlines() if line.startswith("fail"))
 
 

@@ -217,7 +217,9 @@ def test_dead_letter_is_found_replayed_and_delivered(tmp_path: Path) -> None:
         endpoint = {"method": "GET", "url": f"http://127.0.0.1:{port}/{{k}}", "retry": {"max_attempts": 1}}
         ids = deliver(daemon, {"endpoint": endpoint, "data": [{"k": 1}, {"k": 2}]})
         wait_until(lambda: ids[0] in dead("list") and ids[1] in dead("list"), "both are dead letters")
-        assert json.loads(dead("show", ids[0]))["reason"] == "attempts_exhausted"
+        assert json.loads(dead("show", "--json", ids[0]))["reason"] == "attempts_exhausted"
+        assert json.loads(dead("replay", "--dry-run", "--json")) == {"replayed": 2, "dry_run": True}
+        assert dead("purge", "--dry-run") == "2 would be purged\n"
         assert dead("replay", "--host", f"127.0.0.1:{port}", "--dry-run") == "2 would be replayed\n"
         assert dead("replay", "--host", "elsewhere") == "0 replayed\n"
         sink_process = Sink(tmp_path / "sink", port=port)
@@ -227,7 +229,7 @@ def test_dead_letter_is_found_replayed_and_delivered(tmp_path: Path) -> None:
         finally:
             sink_process.stop()
         assert lines_of(daemon, ids[0])[-1]["attempt"] == 1
-        assert dead("purge", "--all") == "1 purged\n"
+        assert json.loads(dead("purge", "--all", "--json")) == {"purged": 1, "dry_run": False}
         assert dead("list", "--json") == ""
 
 

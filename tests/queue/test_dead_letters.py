@@ -178,7 +178,7 @@ def test_list_counts_the_rest_without_reading_it(
     ("arguments", "said"),
     [
         (["replay"], "or say --all"),
-        (["purge", "--dry-run"], "or say --all"),
+        (["purge"], "or say --all"),
         (["list", "--id", "123"], "--id 123: 16 hex digits"),
         (["list", "--endpoint", "xyz"], "--endpoint xyz: 16 hex digits"),
         (["list", "--reason", "bogus"], "'attempts_exhausted'"),
