@@ -2,24 +2,26 @@
 """A Cluster of six nodes under load: what a failover, moved slots and a shard that is away cost; and what shards bring.
 
     python -m bench.cluster [--rate 200] [--items 5] [--durability replica] [--how kill …] [--json]
-    python -m bench.cluster --throughput [--rounds 3] [--seconds 3]
+    python -m bench.cluster --throughput [--rounds 5] [--seconds 3] [--share 0.05]
 
 Faults: three masters with a replica each, queue.shards = 4, durability replica. A master is killed or stopped and its
 replica takes over (node timeout 1.5 s); every shard's slot is moved to another master, key by key; a master and its
 replica are stopped for six seconds; and, as root, with each node in a network namespace, a master is cut off from
 everybody, from everybody but postbackd, and with postbackd from everybody else. Then every acknowledged id is held
 against what the target answered.
-Throughput: four masters with appendfsync always, which makes Valkey the limit, and 1, 2 and 4 shards, a master each;
-ingest alone, 64 connections.
+Throughput: ingest alone on a core, and four masters with a fiftieth of a core each, so that Valkey is the limit as it
+is where its core is full; 1, 2 and 4 shards, a master each. Beside the requests stands what the least busy master took
+of its share: at 100 % it is the limit.
 """
 
 import sys
 import time
-from typing import Any
+from typing import NamedTuple
 
 import click
 
 from bench.failover_parts.cluster import CUTS, ClusterGroup, cluster_group
+from bench.failover_parts.cpu_share import limit_to_share, main_thread_s
 from bench.failover_parts.hosts import may_make_namespaces
 from bench.failover_parts.servers import wait_until
 from bench.failover_parts.trial import Figures, Trial, trial
@@ -30,6 +32,8 @@ SHARDS = 4
 BEFORE_S = 3.0
 AFTER_S = 4.0
 AWAY_S = 6.0
+INGEST_WORKERS = 16  # each waits for one shard at a time: few would leave some shards without work
+CONNECTIONS = 64
 SIDE_S = 8.0  # how long postbackd stays with the deposed master
 HOWS = ("kill", "stop", "move", "away")
 NAMES = {
@@ -94,20 +98,41 @@ def disturb(how: str, rate: float, items: int, durability: str = "replica", fail
         return running.finish()
 
 
-def throughput(rounds: int, seconds: int) -> dict[int, list[float]]:
-    """Requests a second by number of shards."""
-    found: dict[int, list[float]] = {1: [], 2: [], 4: []}
-    body = request_body(2)
-    with cluster_group(4, replicas=False, appendfsync="always") as group:
+class Throughput(NamedTuple):
+    """What so many shards took, round by round."""
+
+    per_s: list[float]
+    busy: list[float]  # of the share of a core that each master in use may take, what the least busy one took
+    ingest: list[float]  # what ingest took of its core
+
+
+def throughput(rounds: int, seconds: int, share: float) -> dict[int, Throughput]:
+    """Requests a second by number of shards, each at a master of its own that has this share of a core."""
+    found = {shards: Throughput([], [], []) for shards in (1, 2, 4)}
+    with cluster_group(4, replicas=False) as group:
+        for node in group.nodes:
+            limit_to_share(node.process.pid, share)
         for _ in range(rounds):
-            for shards, rates in found.items():
-                for node in group.nodes:
-                    node.client.flushall()
-                settings = [f"queue.shards={shards}", "ingest.workers=8"]
-                with daemon(group.url, MEASURED_CORE, "ingest", settings) as running:
-                    wrk(running.port, "/ingest.php", body, 64, 1)
-                    rates.append(wrk(running.port, "/ingest.php", body, 64, seconds)["per_s"])
+            for shards, figures in found.items():
+                _measure(group, shards, seconds, share, figures)
     return found
+
+
+def _measure(group: ClusterGroup, shards: int, seconds: int, share: float, figures: Throughput) -> None:
+    for node in group.nodes:
+        node.client.flushall()
+    body = request_body(2)
+    masters = [group.owner(shard).process.pid for shard in range(shards)]
+    settings = [f"queue.shards={shards}", f"ingest.workers={INGEST_WORKERS}"]
+    with daemon(group.url, MEASURED_CORE, "ingest", settings) as running:
+        wrk(running.port, "/ingest.php", body, CONNECTIONS, 1)
+        busy_s = [main_thread_s(pid) for pid in masters]
+        ingest_s, began_s = running.cpu_s("ingest"), time.monotonic()
+        figures.per_s.append(wrk(running.port, "/ingest.php", body, CONNECTIONS, seconds)["per_s"])
+        took_s = time.monotonic() - began_s
+        figures.ingest.append((running.cpu_s("ingest") - ingest_s) / took_s)
+        used_s = [main_thread_s(pid) - before_s for pid, before_s in zip(masters, busy_s, strict=True)]
+        figures.busy.append(min(used_s) / took_s / share)
 
 
 @click.command()
@@ -117,8 +142,9 @@ def throughput(rounds: int, seconds: int) -> dict[int, list[float]]:
 @click.option("--durability", default="replica", show_default=True, type=click.Choice(["server", "replica"]))
 @click.option("--fail-rate", default=0.0, show_default=True, help="Attempts refused, to be tried again in 15 s.")
 @click.option("--throughput", "measures", is_flag=True, help="Measure shards instead.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=3, show_default=True)
+@click.option("--share", default=0.02, show_default=True, help="Of a core, for each master.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     rate: float,
@@ -129,14 +155,20 @@ def main(
     measures: bool,
     rounds: int,
     seconds: int,
+    share: float,
     as_json: bool,
 ) -> None:
     """Disturb a Cluster, or measure what shards bring."""
     if measures:
-        found = throughput(rounds, seconds)
-        rows = [(f"requests/s, {shards} shards", spread(rates)) for shards, rates in found.items()]
-        figures: dict[str, Any] = {f"shards_{shards}": median(rates) for shards, rates in found.items()}
-        report("ingest, appendfsync always, a master for each shard", rows, figures, as_json)
+        found = throughput(rounds, seconds, share)
+        rows, figures = [], {"share": share}
+        for shards, one in found.items():
+            times = median(one.per_s) / median(found[1].per_s)
+            text = f"{spread(one.per_s)}\n{times:.2f} times one shard; of its share each master took"
+            text += f" ≥ {median(one.busy):.0%}, ingest {median(one.ingest):.0%} of a core"
+            rows.append((f"requests/s, {shards} shards", text))
+            figures[f"shards_{shards}"] = one._asdict()
+        report(f"ingest, each master with {share:.0%} of a core", rows, figures, as_json)
         return
     rows, failed = [], False
     figures = {"rate": rate, "items": items, "shards": SHARDS, "durability": durability, "fail_rate": fail_rate}
