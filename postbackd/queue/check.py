@@ -3,7 +3,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
@@ -11,9 +11,11 @@ from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import Route, ServerRoute, route_to
 from postbackd.queue.sentinel import SentinelRoute
 from postbackd.queue.wire import Wire, mask
+from postbackd.queue_url import Node
 
 OLDEST_MAJOR = 7
 TIMEOUT_S = 5.0
+OTHER_TIMEOUT_S = 1.0
 LOADING_PAUSE_S = 0.5
 MEND_AWAY = "Start it, or mend queue.url."
 
@@ -33,7 +35,7 @@ REPLICA = Finding(
 def check_server(url: str, shards: int = 1) -> list[Finding]:
     """What there is to say about the servers behind a url; a single `fail` when one of them cannot be reached."""
     try:
-        return look_at_servers(url, shards)
+        return [*look_at_servers(url, shards), *_look_at_others(route_to(url))]
     except QueueUnavailableError as error:
         return [Finding("fail", f"queue: {error} {MEND_AWAY}")]
 
@@ -49,12 +51,68 @@ def look_at_servers(url: str, shards: int = 1) -> list[Finding]:
     findings = _sentinels(route) if isinstance(route, SentinelRoute) else []
     if isinstance(route, ClusterRoute):
         findings = [_shards(route, shards)]
+    about: dict[Finding, list[Node | None]] = {}
+    for wire in _masters(route, shards):
+        for finding in _server(wire, route):
+            about.setdefault(finding, []).append(wire.node)
+    for finding, nodes in about.items():
+        is_named = isinstance(route, ClusterRoute) and finding.level != "ok" and finding != REPLICA
+        findings.append(_of(nodes, finding) if is_named else finding)
+    return findings
+
+
+def _masters(route: Route, shards: int) -> Iterator[Wire]:
+    """A connection to each server that has shards, one after the other."""
+    seen = set()
     for shard in range(shards):
         with contextlib.closing(route.open(shard, TIMEOUT_S, TIMEOUT_S)) as wire:
-            findings += [finding for finding in _server(wire, route) if finding not in findings]
-        if isinstance(route, ServerRoute | SentinelRoute):
-            break  # one server has them all
+            if wire.node not in seen:
+                yield wire
+            seen.add(wire.node)
+        if not isinstance(route, ClusterRoute):
+            return  # one server has them all
+
+
+def _of(nodes: Sequence[Node | None], finding: Finding) -> Finding:
+    """The same, with whom it is about."""
+    return finding._replace(text=finding.text.replace("queue:", f"queue: {', '.join(map(str, nodes))}:", 1))
+
+
+def _look_at_others(route: Route) -> list[Finding]:
+    """The servers that have no shard now and may have one after a failover: what of them would lose postbacks then."""
+    if isinstance(route, ServerRoute):
+        return []
+    assert isinstance(route, SentinelRoute | ClusterRoute)
+    findings: list[Finding] = []
+    others = route.standbys()
+    for node in others:
+        try:
+            with contextlib.closing(route.open_node(node, OTHER_TIMEOUT_S)) as wire:
+                findings += [_of([node], finding) for finding in _standby(wire, route)]
+        except QueueUnavailableError as error:
+            findings.append(Finding("warn", f"queue: {node} can take no master's place: {error}"))
+    if others and not findings:
+        names = ", ".join(map(str, others))
+        return [Finding("ok", f"queue: set as a master must be, should they become one: {names}")]
     return findings
+
+
+def _standby(wire: Wire, route: Route) -> list[Finding]:
+    """What is wrong with a server that is no master."""
+    info = _info(wire)
+    findings = [_version(info), _eviction(_config(wire, "maxmemory-policy") or info.get("maxmemory_policy", ""))]
+    if info.get("aof_enabled") != "1":
+        findings.append(_persistence(info, None))
+    if info.get("master_link_status", "up") != "up":
+        text = "queue: it is not in step with its master (master_link_status down): look at its log."
+        findings.append(Finding("warn", text))
+    if isinstance(route, SentinelRoute):
+        if info.get("slave_priority") == "0":
+            findings.append(Finding("warn", "queue: replica-priority 0: the sentinels never make it master."))
+        if _config(wire, "min-replicas-to-write") == "0":
+            text = "queue: min-replicas-to-write 0: as a master that is cut off it goes on. CONFIG SET it to 1."
+            findings.append(Finding("warn", text))
+    return [Finding("warn", finding.text) for finding in findings if finding.level != "ok"]
 
 
 def _server(wire: Wire, route: Route) -> list[Finding]:
@@ -203,19 +261,19 @@ def losses(persistence: str | None, durability: str, has_failover: bool) -> list
     ]
 
 
-def replicas_of(url: str) -> int:
-    """How many replicas are connected; raises QueueUnavailableError."""
-    with contextlib.closing(route_to(url).open(0, TIMEOUT_S, TIMEOUT_S)) as wire:
-        return int(_info(wire).get("connected_slaves", 0))
+def replicas_of(url: str, shards: int = 1) -> int:
+    """How many replicas are connected, at the master with fewest; raises QueueUnavailableError."""
+    return min(int(_info(wire).get("connected_slaves", 0)) for wire in _masters(route_to(url), shards))
 
 
-def persistence_of(url: str) -> str | None:
-    """The server's appendfsync, None without append-only file; raises QueueUnavailableError."""
-    wire = route_to(url).open(0, TIMEOUT_S, TIMEOUT_S)
-    try:
-        return (_config(wire, "appendfsync") or "unknown") if _info(wire).get("aof_enabled") == "1" else None
-    finally:
-        wire.close()
+def persistence_of(url: str, shards: int = 1) -> str | None:
+    """appendfsync, None without append-only file, of the server that may lose most; raises QueueUnavailableError."""
+    found = [
+        (_config(wire, "appendfsync") or "unknown") if _info(wire).get("aof_enabled") == "1" else None
+        for wire in _masters(route_to(url), shards)
+    ]
+    worst_first = (None, "no", "unknown", "everysec", "always")
+    return min(found, key=worst_first.index)
 
 
 def refuse_evicting(wire: Wire) -> None:

@@ -60,6 +60,10 @@ class Map:
         """The master of a slot, None where it has none."""
         return next((node for first, last, node in self._ranges if first <= slot <= last), None)
 
+    def masters(self) -> set[Node]:
+        """All that have a slot."""
+        return {node for _, _, node in self._ranges}
+
 
 class ClusterRoute:
     """Connections to the masters of one Cluster."""
@@ -119,6 +123,15 @@ class ClusterRoute:
     def owner(self, shard: int) -> Node | None:
         """The master that has a shard, as the nodes say; raises QueueUnavailableError."""
         return self.look_up().owner(slot_of(b"%d" % shard))
+
+    def standbys(self) -> list[Node]:
+        """The nodes that have no slot and may get one, as they say: for `check`."""
+        found = self.look_up()
+        return sorted(set(found.nodes) - found.masters())
+
+    def open_node(self, node: Node, timeout_s: float) -> Wire:
+        """A connection to one node, whatever its role."""
+        return Wire(self._parts.server_url(node), timeout_s, timeout_s)
 
     def look_up(self, kept: dict[Node, Wire] | None = None) -> Map:
         """The map of a node that answers; raises QueueUnavailableError when none does.
@@ -189,7 +202,7 @@ class ClusterRoute:
         return found
 
     def _connect(self, node: Node) -> Wire:
-        return Wire(self._parts.server_url(node), NODE_TIMEOUT_S, NODE_TIMEOUT_S)
+        return self.open_node(node, NODE_TIMEOUT_S)
 
     def _ask(self, wire: Wire, asked: Node) -> Map:
         info, slots, table = wire.pipeline([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")])

@@ -138,6 +138,22 @@ class SentinelRoute:
                 found[sentinel] = str(error)
         return found
 
+    def standbys(self) -> list[Node]:
+        """The servers that may become master, as the first sentinel that answers says: for `check`."""
+        for sentinel in self._parts.nodes:
+            try:
+                with contextlib.closing(self._open_sentinel(sentinel)) as wire:
+                    replies = wire.call("SENTINEL", "REPLICAS", self.service)
+            except QueueUnavailableError:
+                continue
+            found = [dict(zip(reply[::2], reply[1::2], strict=False)) for reply in replies]
+            return sorted(Node(fields[b"ip"].decode(), int(fields[b"port"])) for fields in found)
+        return []
+
+    def open_node(self, node: Node, timeout_s: float) -> Wire:
+        """A connection to one server, whatever its role."""
+        return Wire(self._parts.server_url(node), timeout_s, timeout_s)
+
     # The watch
 
     def watch(self) -> None:
@@ -180,4 +196,4 @@ class SentinelRoute:
             wire.cut()
 
     def _connect(self, server: Node) -> Wire:
-        return Wire(self._parts.server_url(server), SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
+        return self.open_node(server, SENTINEL_TIMEOUT_S)

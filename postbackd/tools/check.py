@@ -62,9 +62,10 @@ def _queue(settings: Settings) -> list[Finding]:
         findings = check_server(settings.queue.url, settings.queue.shards)
         if is_away(findings) and has_numbers(Path(settings.data_dir)):
             return [Finding("warn", f"{findings[0].text} run starts all the same here: ingest spools, delivery waits.")]
-        if settings.queue.durability == "fsync" and not any("appendfsync always:" in f.text for f in findings):
+        has_failed = any(finding.level == "fail" for finding in findings)
+        if settings.queue.durability == "fsync" and not has_failed and _persistence(settings) != "always":
             findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
-        if settings.queue.durability == "replica" and not any(finding.level == "fail" for finding in findings):
+        if settings.queue.durability == "replica" and not has_failed:
             findings.append(_replicas(settings))
         return findings
     if settings.queue.durability == "fsync" and settings.queue.appendfsync != "always":
@@ -76,7 +77,7 @@ def _queue(settings: Settings) -> list[Finding]:
 
 
 def _replicas(settings: Settings) -> Finding:
-    connected, wanted = replicas_of(settings.queue.url), settings.queue.replicas
+    connected, wanted = replicas_of(settings.queue.url, settings.queue.shards), settings.queue.replicas
     text = f"queue: durability replica waits for {wanted} replica(s), {connected} connected"
     if connected < wanted:
         return Finding("fail", f"{text}: every request would get 503. Connect them, or lower queue.replicas.")
@@ -84,7 +85,9 @@ def _replicas(settings: Settings) -> Finding:
 
 
 def _persistence(settings: Settings) -> str | None:
-    return persistence_of(settings.queue.url) if settings.queue.url else settings.queue.appendfsync
+    return (
+        persistence_of(settings.queue.url, settings.queue.shards) if settings.queue.url else settings.queue.appendfsync
+    )
 
 
 def _limits(settings: Settings, roles: frozenset[str]) -> Finding:

@@ -10,7 +10,7 @@ from bench.failover_parts.cluster import ClusterGroup, cluster_group
 from bench.failover_parts.servers import PASSWORD
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
-from postbackd.queue.check import check_server
+from postbackd.queue.check import check_server, persistence_of, replicas_of
 from postbackd.queue.cluster import ClusterRoute, Map, slot_of
 from postbackd.queue.dead_letters import DeadLetters
 from postbackd.queue.durability import Durability
@@ -165,6 +165,29 @@ def test_tools_and_check_see_every_shard(group: ClusterGroup) -> None:
         for node in group.nodes:
             node.client.config_set("cluster-require-full-coverage", "no")
     assert levels == ["warn"]
+
+
+def test_check_names_the_node_that_is_set_wrong_master_or_replica(group: ClusterGroup) -> None:
+    master = group.owner(1)
+    replica = group.replica_of(master)
+    for node, level in ((master, "fail"), (replica, "warn")):
+        node.client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            found = check_server(group.url, SHARDS)
+        finally:
+            node.client.config_set("maxmemory-policy", "noeviction")
+        about = [finding for finding in found if "allkeys-lru" in finding.text]
+        assert [finding.level for finding in about] == [level]
+        assert about[0].text.startswith(f"queue: 127.0.0.1:{node.port}: ")
+    found = check_server(group.url, SHARDS)
+    assert any(finding.level == "ok" and "should they become one" in finding.text for finding in found)
+    assert replicas_of(group.url, SHARDS) == 1
+    assert persistence_of(group.url, SHARDS) == "everysec"
+    master.client.config_set("appendonly", "no")
+    try:
+        assert persistence_of(group.url, SHARDS) is None, "of the one that may lose most"
+    finally:
+        master.client.config_set("appendonly", "yes")
 
 
 def test_node_that_the_others_call_failed_is_cut_and_left_alone() -> None:

@@ -141,13 +141,37 @@ def test_one_sentinel_that_lives_is_enough_and_none_is_said(group: SentinelGroup
 def test_check_tells_of_sentinels_and_replicas(group: SentinelGroup) -> None:
     found = [(finding.level, finding.text) for finding in check_server(group.url)]
     assert ("ok", f"queue: 3 of 3 sentinels name 127.0.0.1:{port_of(group.master())} as master of postbacks") in found
-    assert [level for level, text in found if "min-replicas-to-write 0" in text] == ["warn"]
+    assert [level for level, text in found if "replica(s), min-replicas-to-write 0" in text] == ["warn"]
     group.master().client.config_set("min-replicas-to-write", 1)
     try:
         found = [(finding.level, finding.text) for finding in check_server(group.url)]
     finally:
         group.master().client.config_set("min-replicas-to-write", 0)
     assert [level for level, text in found if "min-replicas-to-write 1" in text] == ["ok"]
+
+
+def test_check_looks_at_the_replicas_too(group: SentinelGroup) -> None:
+    replica = next(server for server in group.servers if server is not group.master())
+    place = f"queue: 127.0.0.1:{port_of(replica)}:"
+    for name, bad, good, word in (
+        ("maxmemory-policy", "allkeys-lru", "noeviction", "maxmemory-policy is allkeys-lru"),
+        ("appendonly", "no", "yes", "appendonly is off"),
+        ("replica-priority", "0", "100", "replica-priority 0"),
+    ):
+        replica.client.config_set(name, bad)
+        try:
+            found = check_server(group.url)
+        finally:
+            replica.client.config_set(name, good)
+        assert [f.level for f in found if f.text.startswith(place) and word in f.text] == ["warn"], word
+    for server in group.servers:
+        server.client.config_set("min-replicas-to-write", 1)
+    try:
+        found = check_server(group.url)
+    finally:
+        for server in group.servers:
+            server.client.config_set("min-replicas-to-write", 0)
+    assert [f.level for f in found if f.text.endswith(f"become one: 127.0.0.1:{port_of(replica)}")] == ["ok"]
 
 
 def test_replica_named_as_the_server_is_refused(group: SentinelGroup) -> None:
