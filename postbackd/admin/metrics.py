@@ -74,6 +74,9 @@ class DaemonCollector(Collector):
             depth.add_metric([state], getattr(figures, state))
         yield depth
         yield GaugeMetricFamily(
+            "postbackd_queue_shards_away", "Shards whose server does not answer.", figures.shards_away
+        )
+        yield GaugeMetricFamily(
             "postbackd_oldest_ready_seconds",
             "How long the oldest ready postback has been due; 0 when none waits.",
             figures.oldest_ready_s or 0.0,

@@ -32,6 +32,7 @@ class QueueFigures(msgspec.Struct, frozen=True):
     oldest_ready_s: float | None = None
     used_memory_bytes: int = 0
     server: str = ""
+    shards_away: int = 0  # those that are not in the sums; `error` says why the first of them is not
 
 
 class NodeSnapshot(msgspec.Struct, frozen=True):
@@ -76,7 +77,9 @@ class FigureReader:
                 away.append(error)
         if len(away) == len(self._keys):
             raise away[0]
-        return msgspec.structs.replace(figures, error=str(away[0])) if away else figures
+        if not away:
+            return figures
+        return msgspec.structs.replace(figures, error=str(away[0]), shards_away=len(away))
 
     def _read_shard(self, wire: Wire, keys: Keys) -> QueueFigures:
         (seconds, micros), memory, ready, wake, later, dead, head, workers = wire.pipeline(

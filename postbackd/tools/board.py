@@ -74,7 +74,10 @@ def _queue(queue: dict[str, Any]) -> Text:
     if not queue["reachable"]:
         return Text(f"AWAY: {printable(str(queue['error']))}", "bold red")
     oldest = "" if queue["oldest_ready_s"] is None else f" (oldest {span(queue['oldest_ready_s'])})"
-    text = Text(
+    text = Text()
+    if queue.get("shards_away"):
+        text.append(f"{count(queue['shards_away'])} SHARDS AWAY ({printable(str(queue['error']))})   ", "bold red")
+    text.append(
         f"{count(queue['ready'])} ready{oldest}   {count(queue['leased'])} leased   {count(queue['later'])} later   "
     )
     text.append(f"{count(queue['dead'])} dead", "yellow" if queue["dead"] else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from bench.failover_parts.cluster import cluster_group
 from tests.support.daemon import STOP_BOUND_S, Daemon, running_daemon, running_sink, wait_until
 from tests.support.load import Load
 from tests.support.programs import need
@@ -321,6 +322,19 @@ def test_redis_away_is_ours_and_the_spool_is_shown(start: Callable[..., Daemon],
         expect(page.locator("#tiles .tile", has_text="Ready").locator(".tile-note")).to_have_text("Redis is away")
     finally:
         server.destroy()
+
+
+def test_shard_of_a_cluster_that_is_away_is_told(start: Callable[..., Daemon], open_page: Open) -> None:
+    with cluster_group(3, replicas=False) as group:
+        daemon = start(f"queue.url={group.url}", "queue.shards=3")
+        page = open_page(daemon)
+        expect(page.locator("#state-text")).to_have_text("ready")
+        group.owner(1).fail("kill")
+        finding = page.locator("#verdict li", has_text="1 shard is away")
+        expect(finding).to_contain_text("our side")
+        expect(finding).to_contain_text("requests go to the others")
+        expect(page.locator("#state-text")).to_have_text("ready")
+        assert daemon.stop() == 0
 
 
 def test_overload_is_told(start: Callable[..., Daemon], open_page: Open) -> None:

@@ -206,4 +206,5 @@ def test_node_that_the_others_call_failed_is_cut_and_left_alone() -> None:
         reader = FigureReader(group.url, [Keys("pb", shard) for shard in range(SHARDS)])
         figures = reader.read()
         assert (figures.reachable, figures.ready) == (True, 1), "those of the shards that answer"
-        assert figures.error is not None and "failed" in figures.error
+        assert figures.shards_away == 1 and figures.error is not None
+        assert "failed" in figures.error or "not answered" in figures.error

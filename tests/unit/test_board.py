@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console, ConsoleDimensions
 
 from postbackd.tools.board import (
+    _queue,
     cluster_table,
     headline,
     host_table,
@@ -206,3 +207,10 @@ def test_top_says_that_what_it_shows_is_old() -> None:
     assert "NO ANSWER for 5.0 s, what follows is old: no daemon runs" in shown(
         view.render(ConsoleDimensions(160, 40), 15.0)
     )
+
+
+def test_shards_that_are_away_are_told_beside_what_the_others_hold() -> None:
+    queue = {**stats()["queue"], "shards_away": 2, "error": "10.0.0.1:7000 has not answered for 2 s."}
+    text = shown(_queue(queue))
+    assert text.startswith("2 SHARDS AWAY (10.0.0.1:7000 has not answered for 2 s.)   1,234 ready")
+    assert "AWAY" not in shown(_queue({**queue, "shards_away": 0}))

@@ -29,7 +29,15 @@ const since = (atMs, nowMs, word = "Since") => (atMs ? ` ${word} ${clock(atMs, f
 
 function aboutQueue(stats, memory) {
   const { queue, spool } = stats;
-  if (queue.reachable) return [];
+  if (queue.reachable && !queue.shards_away) return [];
+  if (queue.reachable) {
+    const many = queue.shards_away > 1;
+    return [{
+      kind: "shards-away", level: "bad", who: "us", title: `${count(queue.shards_away)} ${many ? "shards are" : "shard is"} away`,
+      text: `What lies there waits until ${many ? "they are" : "it is"} back; requests go to the others.`
+        + `${since(memory.since("shards-away", stats.now_ms), stats.now_ms, "Seen since")} ${queue.error ?? ""}`,
+    }];
+  }
   const kept = spool.bytes ? `${size(spool.bytes)} of ${size(spool.max_bytes)} in the spool` : "nothing spooled yet";
   return [{
     kind: "redis-away", level: "bad", who: "us", title: "Redis is away",
