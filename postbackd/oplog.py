@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The operational log: one line an event on standard error, for people, journald and log collectors.
 
-A line is `TIME LEVEL event key=value …`, or one JSON object with log.format = "json". Events are named in the past
+A line is `TIME LEVEL event key=value …`, or one JSON object with log.format = "json"; the journal gets its priority
+too, so that `journalctl --priority=err` finds it. Events are named in the past
 tense (`worker_started`, `redis_lost`). What repeats is limited (oplog_limit.py) and summed up by a `repeated` line.
 What every process of a daemon finds out by itself, such as a server that is away, is said by the first one (`changed`).
 Secrets are never passed in here. The delivery log is another file: delivery/log.py.
@@ -17,11 +18,13 @@ import time
 import traceback
 from typing import Literal
 
+from postbackd import systemd
 from postbackd.oplog_limit import Repeats, Summary
 
 Level = Literal["INFO", "WARNING", "ERROR"]
 LOOK_EVERY_MS = 1_000
 RANKS: dict[str, int] = {"INFO": 0, "WARNING": 1, "ERROR": 2}
+PRIORITIES: dict[str, str] = {"INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>"}  # sd-daemon(3)
 
 
 class Changes:
@@ -80,6 +83,7 @@ class _OpLog:
     def __init__(self) -> None:
         self.is_json = False
         self.rank = 0
+        self._is_journal = systemd.is_journal(2)
         self._begin()
 
     def _begin(self) -> None:
@@ -114,9 +118,11 @@ class _OpLog:
 
     def _write(self, level: Level, event: str, fields: dict[str, object]) -> None:
         make = format_json if self.is_json else format_event
-        self.line(make(level, event, {"pid": self._pid, **fields}, time.time()))
+        self.line(level, make(level, event, {"pid": self._pid, **fields}, time.time()))
 
-    def line(self, text: str) -> None:
+    def line(self, level: Level, text: str) -> None:
+        if self._is_journal:
+            text = "\n".join(PRIORITIES[level] + part for part in text.split("\n"))
         try:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
@@ -171,7 +177,7 @@ def message(text: str) -> None:
     if _log.is_json:
         error("message", text=text)
     else:
-        _log.line(text)
+        _log.line("ERROR", text)
 
 
 def crash() -> None:
@@ -179,7 +185,7 @@ def crash() -> None:
     if _log.is_json:
         error("crashed", traceback=traceback.format_exc())
     else:
-        _log.line(traceback.format_exc().rstrip())
+        _log.line("ERROR", traceback.format_exc().rstrip())
 
 
 def say_repeats(*, is_end: bool = False) -> None:

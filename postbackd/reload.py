@@ -14,7 +14,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from postbackd import oplog, systemd
+from postbackd import __version__, oplog, systemd
 from postbackd.child_lines import ChildLines
 from postbackd.errors import ConfigError, PostbackdError
 from postbackd.limits import raise_descriptor_limit
@@ -77,6 +77,10 @@ class Reloader:
         self._was_slow = False
         self._asked = False
 
+    def status(self) -> str:
+        """For `systemctl status`: which release runs, for it may be another than the one installed by now."""
+        return f"postbackd {__version__}: {', '.join(plan.role for plan, _ in self._pools)}"
+
     def add(self, plan: Plan, pool: WorkerPool) -> None:
         """One more pool that takes part."""
         self._pools.append((plan, pool))
@@ -137,7 +141,7 @@ class Reloader:
     def _refuse(self, error: str) -> None:
         oplog.error("reload_refused", error=error, hint="the configuration in force goes on; mend it and reload again")
         if self.state is State.NONE:  # else the one under way will say so
-            systemd.notify("READY=1")
+            systemd.notify("READY=1", f"{self.status()}; reload refused: {error}")
 
     # On trial, rolling
 
@@ -159,7 +163,7 @@ class Reloader:
             self._rollovers, self.state = [], State.NONE
             took_s = round((now_ms - self._started_ms) / 1000, 1)
             oplog.info("reload_done", changed=self._changed, took_s=took_s)
-            systemd.notify("READY=1")
+            systemd.notify("READY=1", self.status())
         elif now_ms - self._started_ms > SLOW_MS and not self._was_slow:
             self._was_slow = True
             waiting_for = ",".join(rollover.pool.role for rollover in self._rollovers if not rollover.is_over())

@@ -335,9 +335,10 @@ class Supervisor:
         if not waiting_for:
             self._was_ready = True
             self._scoreboard.set_phase(Phase.RUNNING)
-            systemd.notify("READY=1")
+            systemd.notify("READY=1", self._reloader.status())
             oplog.info("ready", after_s=(now_ms - self._started_ms) / 1000)
-            self._announce()
+            if not systemd.is_manager():  # it has no use for sentences, nor for Ctrl-C
+                self._announce()
         elif now_ms - self._started_ms > SLOW_START_MS and not self._was_slow:
             self._was_slow = True
             oplog.warning("start_is_slow", waiting_for=",".join(waiting_for))
@@ -354,7 +355,7 @@ class Supervisor:
         self._is_stopping = True
         self._reloader.stop()
         self._scoreboard.set_phase(Phase.DRAINING)
-        systemd.notify("STOPPING=1")
+        systemd.notify("STOPPING=1", "draining")
         self._next_stage(monotonic_ms())
 
     def _next_stage(self, now_ms: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What systemd and we tell each other: sockets it opened for us, and how we are.
+"""What systemd and we tell each other: sockets it opened for us, how we are, and that standard error is its journal.
 
-Both protocols are a few environment variables (sd_listen_fds(3), sd_notify(3)); without them every function
-here does nothing.
+The protocols are a few environment variables (sd_listen_fds(3), sd_notify(3), JOURNAL_STREAM of systemd.exec(5));
+without them every function here does nothing.
 """
 
 import os
@@ -24,13 +24,32 @@ def inherited_sockets() -> list[socket.socket]:
     return sockets
 
 
-def notify(state: str) -> None:
-    """Send one state, such as READY=1. systemd going away is its own matter, never a reason to stop."""
+def is_manager() -> bool:
+    """Whether somebody wants to be notified: systemd, or start-stop-daemon for the init script."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def is_journal(fd: int) -> bool:
+    """Whether a descriptor leads to the journal, which takes a line's priority from a `<3>` before it."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(fd)
+    except OSError:  # closed
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def notify(state: str, status: str = "") -> None:
+    """Send one state, such as READY=1, and what `systemctl status` is to say.
+
+    systemd going away is its own matter, never a reason to stop."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]  # an abstract socket
+    if status:
+        state += "\nSTATUS=" + " ".join(status.splitlines())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
             channel.sendto(state.encode(), address)

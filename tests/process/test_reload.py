@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from postbackd import __version__
 from tests.support.daemon import wait_until
 from tests.support.supervised import BOUND_S, EXTERNAL, SmallDaemon, small_daemons
 
@@ -176,13 +177,16 @@ def test_systemd_is_told_of_the_reload_and_of_its_end(start, tmp_path: Path) -> 
         channel.bind(str(tmp_path / "n"))
         channel.settimeout(BOUND_S)
         daemon = start(EXTERNAL, env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "n")})
-        assert channel.recv(200) == b"READY=1"
-        for text in ("[delivery]\nper_host = 7\n", "[broken\n"):
+        works = f"READY=1\nSTATUS=postbackd {__version__}: ingest, deliver".encode()
+        assert channel.recv(200) == works
+        for text, refused in (("[delivery]\nper_host = 7\n", b""), ("[broken\n", b"; reload refused: ")):
             configure(daemon, text)
             daemon.signal(signal.SIGHUP)
             first, second = channel.recv(200).split(b"\n")
             assert first == b"RELOADING=1"
             assert second.startswith(b"MONOTONIC_USEC=")
             assert int(second.split(b"=")[1]) > 0
-            assert channel.recv(200) == b"READY=1"
+            last = channel.recv(500)
+            assert last.startswith(works + refused) and (b"\n" not in last[len(works) :])
+            assert refused or last == works
         assert len(daemon.logged("reload_done")) == len(daemon.logged("reload_refused")) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from postbackd import __version__
 from postbackd.data_dir import read_processes
 from tests.support.daemon import wait_until
 from tests.support.supervised import BOUND_S, EXTERNAL, SmallDaemon, small_daemons
@@ -24,6 +25,7 @@ def start(tmp_path: Path):
 
 def test_it_starts_says_how_to_use_it_and_leaves_nothing_behind(start) -> None:
     daemon = start().wait_until_ready()
+    wait_until(lambda: "kill " in daemon.output.read_text(), "it has said how to stop it")
     text = daemon.output.read_text()
     url = f"http://127.0.0.1:{daemon.port}/ingest.php"
     assert f"post to  {url}\n" in text
@@ -232,15 +234,18 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(start, tmp_path: Pat
         channel.settimeout(BOUND_S)
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "200000"}
         daemon = start(EXTERNAL, env=environment)
+        ready = f"READY=1\nSTATUS=postbackd {__version__}: ingest, deliver".encode()
+        stopping = b"STOPPING=1\nSTATUS=draining"
         states = [channel.recv(100)]
-        while states.count(b"WATCHDOG=1") < 3 or b"READY=1" not in states:
+        while states.count(b"WATCHDOG=1") < 3 or ready not in states:
             states.append(channel.recv(100))
         daemon.signal(signal.SIGTERM)
-        while states[-1] != b"STOPPING=1":
+        while states[-1] != stopping:
             states.append(channel.recv(100))
         assert daemon.process.wait(BOUND_S) == 0
-    assert set(states) == {b"READY=1", b"WATCHDOG=1", b"STOPPING=1"}
-    assert states.count(b"READY=1") == 1
+    assert set(states) == {ready, b"WATCHDOG=1", stopping}
+    assert states.count(ready) == 1
+    assert daemon.output.read_text() == "", "sentences are for people"
 
 
 def test_delivery_workers_do_not_keep_the_ingest_port_open(start) -> None:

@@ -54,10 +54,15 @@ class SmallDaemon:
         self.family: set[psutil.Process] = set()
 
     def wait_until_ready(self) -> "SmallDaemon":
-        wait_until(lambda: "ready" in self.output.read_text() or self.process.poll() is not None, "it is ready")
+        wait_until(lambda: self._is_ready() or self.process.poll() is not None, "it is ready")
         assert self.process.poll() is None, self.errors.read_text()
         self.pids("supervisor")
         return self
+
+    def _is_ready(self) -> bool:
+        """As its log says, in either form: the sentences on standard output are for people at a terminal."""
+        text = self.errors.read_text()
+        return " INFO ready " in text or '"event": "ready"' in text
 
     def pids(self, role: str) -> list[int]:
         rows = read_processes(self.data_dir)

@@ -138,3 +138,20 @@ def test_what_all_processes_find_out_is_said_by_the_first() -> None:
     assert changes.changed("shard 0", "away"), "and again"
     assert oplog.changed("shard 0", "away"), "a process on its own says everything"
     assert oplog.changed("shard 0", "away")
+
+
+def test_journal_is_told_the_priority_of_every_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def written() -> list[str]:
+        log = oplog._OpLog()
+        log.event("WARNING", "redis_lost", {})
+        log.line("ERROR", "Traceback\n  line")
+        return [line[:3] for line in capfd.readouterr().err.splitlines()]
+
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    assert written() == ["<4>", "<3>", "<3>"]
+    # Standard error that leads elsewhere, as a terminal in a service's environment.
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino + 1}")
+    assert not [line for line in written() if line.startswith("<")]
