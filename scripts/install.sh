@@ -32,6 +32,7 @@ put_once() { # mode source target: what is there stays; what came new lies besid
     fi
 }
 systemd_runs() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+has() { command -v "$1" >/dev/null; }
 
 need_packages() {
     local missing=()
@@ -113,6 +114,7 @@ install_files() {
     done
     put 0755 init/postbackd.init /etc/init.d/postbackd
     put_once 0644 init/postbackd.default /etc/default/postbackd
+    put_once 0644 init/postbackd-deliver.default /etc/default/postbackd-deliver
     put_once 0644 etc/logrotate /etc/logrotate.d/postbackd
     put 0644 init/postbackd.sysusers /usr/lib/sysusers.d/postbackd.conf
     put 0644 init/postbackd.tmpfiles /usr/lib/tmpfiles.d/postbackd.conf
@@ -125,18 +127,39 @@ install_files() {
 own_files() {
     chown root:postbackd /etc/postbackd /etc/postbackd/*
     chmod 0640 /etc/postbackd/*
-    chown postbackd:postbackd /var/lib/postbackd
-    chown "postbackd:$(getent group adm >/dev/null && echo adm || echo postbackd)" /var/log/postbackd
+    chown postbackd:postbackd /var/lib/postbackd /var/log/postbackd
 }
 
+# With systemd in the machine, whether it runs now (an image is being made) or not; and for other inits.
 start_at_boot() {
     if systemd_runs; then
         systemctl daemon-reload
-        systemctl enable postbackd.service
-    elif command -v update-rc.d >/dev/null; then
+    fi
+    if has systemctl; then
+        systemctl enable --quiet postbackd.service
+    fi
+    if has update-rc.d; then
         update-rc.d postbackd defaults >/dev/null
-    else
+    elif ! has systemctl; then
         say "neither systemd nor update-rc.d here: start /etc/init.d/postbackd at boot yourself"
+    fi
+}
+
+# Also what the operator enabled: instances, the socket, the queue server.
+forget_at_boot() {
+    local link
+    if systemd_runs; then
+        systemctl stop 'postbackd.*' 'postbackd-ingest@*' 'postbackd-deliver@*' 'postbackd-valkey.*' # those there are
+    elif [ -x /etc/init.d/postbackd ]; then
+        /etc/init.d/postbackd stop
+    fi
+    for link in /etc/systemd/system/*.wants/postbackd*; do
+        rm -f "$link"
+    done
+    rm -rf /etc/systemd/system/postbackd.target.wants
+    rm -f /etc/init.d/postbackd
+    if has update-rc.d; then
+        update-rc.d postbackd remove >/dev/null
     fi
 }
 
@@ -161,16 +184,7 @@ do_install() {
 do_uninstall() {
     [ -n "$root" ] || [ "$(id -u)" = 0 ] || { say "needs root, or DESTDIR" >&2; exit 1; }
     local unit
-    if systemd_runs; then
-        systemctl disable --now postbackd.service postbackd.socket postbackd-valkey.service postbackd.target || true
-        systemctl stop 'postbackd-ingest@*' 'postbackd-deliver@*' || true
-    elif [ -z "$root" ] && [ -x /etc/init.d/postbackd ]; then
-        /etc/init.d/postbackd stop
-        if command -v update-rc.d >/dev/null; then
-            rm -f /etc/init.d/postbackd
-            update-rc.d postbackd remove >/dev/null
-        fi
-    fi
+    [ -n "$root" ] || forget_at_boot
     for unit in "${units[@]}"; do
         rm -f "$root/usr/lib/systemd/system/$unit"
     done
@@ -178,15 +192,16 @@ do_uninstall() {
         "$root/usr/local/bin/postbackd"
     rm -rf "$root$home" "$root/usr/share/doc/postbackd"
     if [ "${PURGE:-0}" = 1 ]; then
-        rm -f "$root"/etc/default/postbackd{,.new} "$root"/etc/logrotate.d/postbackd{,.new}
-        rm -rf "$root/etc/postbackd" "$root/var/lib/postbackd" "$root/var/log/postbackd" "$root/var/lib/postbackd-valkey"
+        rm -f "$root"/etc/default/postbackd{,-deliver}{,.new} "$root"/etc/logrotate.d/postbackd{,.new}
+        rm -rf "$root"/etc/postbackd "$root"/var/{lib,log}/postbackd{,-ingest,-deliver,-valkey} \
+            "$root"/etc/systemd/system/postbackd{,-ingest@*,-deliver@*,-valkey}.{service,socket,target}.d
         if [ -z "$root" ]; then
             userdel postbackd 2>/dev/null || true
             groupdel postbackd 2>/dev/null || true
         fi
         say "removed, with configuration, queue and logs"
     else
-        say "removed; /etc/postbackd, /var/lib/postbackd and /var/log/postbackd stay (PURGE=1 removes them)"
+        say "removed; /etc/postbackd, /var/lib/postbackd* and /var/log/postbackd* stay (PURGE=1 removes them)"
     fi
     if systemd_runs; then
         systemctl daemon-reload
