@@ -4,8 +4,10 @@
 import hypothesis
 import pytest
 
-from postbackd import oplog
-from tests.support.servers import server, url  # noqa: F401 (fixtures)
+pytest.register_assert_rewrite("tests.system.init_script")
+
+from postbackd import oplog  # noqa: E402
+from tests.support.servers import server, url  # noqa: E402, F401 (fixtures)
 
 # A busy machine is no fault of the code: hypothesis fails an example that takes longer than 0.2 s.
 hypothesis.settings.register_profile("postbackd", deadline=None)

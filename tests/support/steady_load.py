@@ -16,8 +16,11 @@ BOUND_S = 120
 class SteadyLoad:
     """Half of the threads open a connection for each request, the others keep theirs."""
 
-    def __init__(self, port: int, target: str, threads: int = 8, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, port: int, target: str, threads: int = 8, headers: dict[str, str] | None = None, pause_s: float = 0
+    ) -> None:
         self._port = port
+        self._pause_s = pause_s  # of a thread, after each answer and each refusal
         self._target = target
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._stop = threading.Event()
@@ -41,6 +44,7 @@ class SteadyLoad:
                 except OSError as error:
                     with self._lock:
                         self.refused.append(repr(error))
+                    self._stop.wait(self._pause_s)
                     continue
                 uses = 0
                 while not self._stop.is_set() and (keeps or uses == 0):
@@ -48,6 +52,7 @@ class SteadyLoad:
                     if not self._post(connection, f"{number}-{count}", is_new=uses == 0):
                         break
                     uses += 1
+                    self._stop.wait(self._pause_s)
 
     def _post(self, connection: http.client.HTTPConnection, name: str, *, is_new: bool) -> bool:
         endpoint = {"method": "GET", "url": self._target + "/hit?id={@id}&name={name}"}
