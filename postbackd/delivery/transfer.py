@@ -198,7 +198,8 @@ def _result(slot: _Slot[Any], code: int, text: str) -> Result:
     if code and not (code == pycurl.E_WRITE_ERROR and slot.truncated):
         error, detail = _classify(slot, code, text)
     connect_ms = info(pycurl.CONNECT_TIME) * 1000
-    if status is None and not connect_ms:
+    # A connection in use again took no time to connect: the request went out on it all the same.
+    if status is None and not connect_ms and not info(pycurl.REQUEST_SIZE):
         return Result(error, detail, None, b"", False, None, False, 0.0, 0.0)
     return Result(
         error,

@@ -192,6 +192,21 @@ def test_silence_is_a_timeout() -> None:
     assert (result.error, result.status) == (ErrorClass.TIMEOUT, None)
 
 
+def test_silence_on_a_connection_in_use_again_is_a_timeout_with_a_connection() -> None:
+    def script(client: socket.socket) -> None:
+        read_request(client)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        hear_and_wait(client)
+
+    with raw_server(script) as port:
+        subject, url = transfers(), f"http://127.0.0.1:{port}/"
+        assert get(subject, url).status == 200
+        result = get(subject, url, timeout_ms=200)
+    assert (result.error, result.status) == (ErrorClass.TIMEOUT, None)
+    assert (result.reused, result.remote_ip) == (True, "127.0.0.1")
+    assert result.total_ms >= 200, "its host is not taken for a fast one"
+
+
 def test_unfinished_body_at_the_timeout_is_a_timeout() -> None:
     def script(client: socket.socket) -> None:
         read_request(client)
