@@ -53,6 +53,9 @@ def summary(stats: Stats, asked: str) -> Table:
         f"accepted to sent: p50 {ms(lag['p50'])}   p99 {ms(lag['p99'])}",
     )
     table.add_row("queue", _queue(queue))
+    if reasons := stats["totals"]["dead_by_reason"]:
+        text = "   ".join(f"{count(number)} {reason}" for reason, number in reasons.items())
+        table.add_row("given up", text + "   since the start")
     table.add_row("spool", _spool(spool))
     table.add_row("workers", _workers(workers, now))
     if stats["log"]["lines_lost"]:

@@ -38,6 +38,7 @@ def stats(**figures: Any) -> dict[str, Any]:
         "state": "running", "ready": True, "reasons": [],
         "queue": {"reachable": True, "error": None, "ready": 1234, "leased": 3, "later": 4, "dead": 0,
                   "oldest_ready_s": 0.5, "used_memory_bytes": 2048, "server": "valkey 9"},
+        "totals": {"dead_by_reason": {}},
         "spool": {"bytes": 0, "max_bytes": 1 << 30, "files": 0}, "log": {"path": "x", "lines_lost": 0},
         "now": {"in_per_s": 1.0, "out_per_s": 2.0, "attempts_per_s": 2.0, "retried_per_s": 0.0, "dead_per_s": 0.0,
                 "success_ratio": 0.997, "latency_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0},
@@ -129,6 +130,7 @@ def test_what_is_wrong_is_said_in_words() -> None:
     wrong = stats(ready=False, reasons=["queue: refused"], spool={"bytes": 2048, "max_bytes": 4096, "files": 1})
     wrong["queue"].update(reachable=False, error="refused")
     wrong["log"]["lines_lost"] = 3
+    wrong["totals"]["dead_by_reason"] = {"expired": 1234, "poison": 1}
     wrong["workers"][0].update(alive=False, pid=None)
     told = shown(headline(wrong), summary(wrong, "127.0.0.1:8081"), worker_table(wrong["workers"]))
     for words in (
@@ -136,6 +138,7 @@ def test_what_is_wrong_is_said_in_words() -> None:
         "AWAY: refused",
         "IN USE: 2.0 KiB of 4.0 KiB",
         "3 lines LOST",
+        "1,234 expired   1 poison   since the start",
         "DOWN",
         "deliver 0 of 1",
     ):
