@@ -17,7 +17,8 @@ from postbackd.queue.spool_file import SUFFIX, SpoolFile
 from postbackd.scoreboard import monotonic_ms
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-RECOUNT_MS = 200  # how old the sizes of the other processes' files may be
+RECOUNT_MS = 200  # how old the sizes of the other processes' files, and the room on the disk, may be
+MIN_ROOM_BYTES = 64 * 1024  # with less the disk is full: /ready has to say so before, and while, nothing is tried
 REFUSE_MS = 1000  # after a failure of the disk: each try would cost a file, and /ready could not tell
 
 
@@ -35,6 +36,7 @@ class Spool:
         self._files: list[SpoolFile] = []  # oldest first
         self._counted_ms = -RECOUNT_MS
         self._total_bytes = 0
+        self._has_room = True
         self._failure = ""
         self._refuse_until_ms = 0
         self.on_append: Callable[[], None] = lambda: None
@@ -87,6 +89,9 @@ class Spool:
         if now_ms - self._counted_ms >= RECOUNT_MS:
             self._counted_ms = now_ms
             self._total_bytes = self.total_bytes()
+            self._has_room = _room(self.folder.parent) >= MIN_ROOM_BYTES
+        if not self._has_room:
+            raise SpoolError(self._reason(OSError(errno.ENOSPC, "")))
         if self._total_bytes >= self._max_bytes:
             raise SpoolError(
                 f"the spool holds {self._total_bytes} bytes, spool.max_bytes = {self._max_bytes}: it is replayed when "
@@ -132,6 +137,12 @@ class Spool:
         with self._lock:
             self._files[:0] = taken
         return taken
+
+
+def _room(folder: Path) -> int:
+    """Bytes that this user may still write on the disk under `folder`."""
+    disk = os.statvfs(folder)
+    return disk.f_frsize * (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail)
 
 
 def spool_size(folder: Path) -> tuple[int, int]:

@@ -196,6 +196,19 @@ def test_full_disk_is_said_before_the_next_request(tmp_path: Path, monkeypatch: 
     assert is_full(spool), "what /ready asks"
 
 
+def test_full_disk_is_said_before_anything_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else /ready would say so of the process only that has just tried, and for a second."""
+    monkeypatch.setattr(spool_module, "RECOUNT_MS", 0)
+    spool = spool_in(tmp_path)
+    assert not is_full(spool)
+    monkeypatch.setattr(spool_module, "MIN_ROOM_BYTES", 2**62)
+    with pytest.raises(SpoolError, match="is full: make room"):
+        spool.append([(EID, b"record", [b"a"])])
+    assert is_full(spool) and not files_in(tmp_path)
+    monkeypatch.undo()
+    wait_until(lambda: not is_full(spool), "there is room")
+
+
 def test_file_that_cannot_be_read_keeps_nobody_from_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
