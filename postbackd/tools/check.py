@@ -22,9 +22,10 @@ from postbackd.senders import secret_of
 from postbackd.server.listener import is_loopback
 from postbackd.settings import Settings
 from postbackd.signing import SHORT_SECRET_BYTES, SigningKeys
-from postbackd.tools.check_here import look_here
+from postbackd.tools.check_here import holds_other_things, look_here
 
 SHORT_TOKEN = 16
+MAX_FILES = 5  # named of those that others can read
 READ, WRITE, EXECUTE = stat.S_IROTH, stat.S_IWOTH, stat.S_IXOTH  # of others
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -122,17 +123,23 @@ def _doors(settings: Settings, config: str | None, roles: frozenset[str]) -> lis
             f"admin: {settings.admin.host} is reached by others: set admin.token or admin.host, or run without admin."
         )
         found.append(Finding("fail", text))
-    for path in _private_files(settings, config):
-        if _others_may(path):
-            found.append(Finding("warn", f"{path} can be read or written by others on this machine: chmod o= {path}"))
+    readable = [path for path in _private_files(settings, config) if _others_may(path)]
+    for path in readable[:MAX_FILES]:
+        found.append(Finding("warn", f"{path} can be read or written by others on this machine: chmod o= {path}"))
+    if len(readable) > MAX_FILES:
+        text = f"{len(readable) - MAX_FILES} more files can be read or written by others: chmod -R o= there"
+        found.append(Finding("warn", text))
     return found or [Finding("ok", "doors: none stands open")]
 
 
 def _private_files(settings: Settings, config: str | None) -> list[Path]:
     """What holds values, answers or secrets: data_dir and what lies in it, the log and its rotated files, and the
-    configuration, where it has a secret."""
+    configuration, where it has a secret. A folder that holds other things than ours is not to be closed."""
     data_dir, log = Path(settings.data_dir), Path(settings.log.path)
-    files = [data_dir, log, *sorted(log.parent.glob(f"{log.name}.*"))]
+    files = [log, *sorted(log.parent.glob(f"{log.name}.*"))]
+    if holds_other_things(data_dir):
+        return [*files, *([Path(config)] if config and _has_secrets(settings) else [])]
+    files.insert(0, data_dir)
     if not _others_may(data_dir, EXECUTE):  # whoever cannot enter it reads nothing in it
         return [*files, *([Path(config)] if config and _has_secrets(settings) else [])]
     inside = [path for path in sorted(data_dir.rglob("*")) if path not in files and not path.is_socket()]

@@ -6,6 +6,7 @@ Ports are tried by binding them as `run` does; nothing else is changed.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +15,14 @@ import psutil
 
 from postbackd.data_dir import foreign_machine, holder_of, read_processes
 from postbackd.errors import BootError
-from postbackd.queue.check import Finding
-from postbackd.queue.embedded import socket_path_fault
+from postbackd.queue.check import Finding, check_server, is_away
+from postbackd.queue.embedded import running_url, socket_path_fault
 from postbackd.server.listener import bind
 from postbackd.settings import Settings
 from postbackd.suggestion import with_setting
+from postbackd.tools.figures import size
 
+LOW_BYTES = 64 * 1024**2  # of a disk: some minutes of a busy delivery log
 INIT_PID = 1  # systemd: it holds the port of postbackd.socket and hands it to the service
 
 
@@ -43,9 +46,12 @@ class Door(NamedTuple):
 def look_here(settings: Settings, roles: frozenset[str]) -> list[Finding]:
     """Every finding; a `fail` is what `run` with these roles would refuse."""
     daemon = _daemon(settings)
-    ports = _ports(settings, roles, daemon)
+    silence = _silence(settings) if daemon is not None else None
+    ports = _ports(settings, roles, daemon, is_queue_silent=silence is not None)
     return [
+        *([Finding("warn", f"queue: {silence}")] if silence else []),
         *_relative(settings),
+        *_room(settings, roles),
         *_data_dir(settings, daemon, has_own_ports=not any(finding.level == "fail" for finding in ports)),
         *([_log(settings)] if "deliver" in roles else []),
         *ports,
@@ -63,6 +69,45 @@ def _daemon(settings: Settings) -> Daemon | None:
     return Daemon(pid, frozenset(row["role"] for row in rows), frozenset(row["pid"] for row in rows))
 
 
+def _silence(settings: Settings) -> str | None:
+    """Why the embedded server of the daemon that runs gives no answer. The daemon starts it again by itself, and ingest
+    spools: `run`, and a reload, would not refuse for it."""
+    if settings.queue.url:
+        return None
+    try:
+        findings = check_server(running_url(settings.queue, settings.data_dir), 1)
+    except BootError as error:
+        return str(error)
+    folder = Path(settings.data_dir).absolute() / "queue"
+    text = f"the embedded server does not answer: see {folder}/server.log; it hangs? kill its pid, another is started"
+    return text if is_away(findings) else None
+
+
+def _room(settings: Settings, roles: frozenset[str]) -> Iterator[Finding]:
+    """Disks on which nothing can be written soon."""
+    needed = max(LOW_BYTES, settings.spool.max_bytes if "ingest" in roles else 0)
+    why = f", and the spool may grow to {size(settings.spool.max_bytes)}" if needed > LOW_BYTES else ""
+    places = [("data_dir", Path(settings.data_dir).absolute(), needed, why)]
+    if "deliver" in roles:
+        places.append(("log.path", Path(settings.log.path).absolute().parent, LOW_BYTES, ""))
+    for name, path, least, reason in places:
+        free = shutil.disk_usage(_nearest(path)).free
+        if free < least:
+            yield Finding("warn", f"{name}: the disk under {path} has {size(free)} left{reason}: make room (df -h)")
+
+
+def _nearest(path: Path) -> Path:
+    return path if path.exists() else next(parent for parent in path.parents if parent.exists())
+
+
+def holds_other_things(data_dir: Path) -> bool:
+    """Whether it is a folder of something else, as /var is where `data_dir = "var"` is taken from /."""
+    try:
+        return data_dir.is_dir() and not (data_dir / "postbackd.pid").exists() and any(data_dir.iterdir())
+    except OSError:  # not ours to look into
+        return True
+
+
 def _relative(settings: Settings) -> Iterator[Finding]:
     """The same configuration from elsewhere would mean another queue, and another log."""
     for name, text in (("data_dir", settings.data_dir), ("log.path", settings.log.path)):
@@ -74,8 +119,7 @@ def _relative(settings: Settings) -> Iterator[Finding]:
 def _data_dir(settings: Settings, daemon: Daemon | None, has_own_ports: bool) -> Iterator[Finding]:
     path = Path(settings.data_dir).absolute()
     if not path.exists():
-        nearest = next(parent for parent in path.parents if parent.exists())
-        yield _writable("data_dir", nearest, f"{path} will be created", is_folder=True)
+        yield _writable("data_dir", _nearest(path), f"{path} will be created", is_folder=True)
         return
     finding = _writable("data_dir", path, f"{path} can be written", is_folder=True)
     if finding.level == "ok":
@@ -83,6 +127,9 @@ def _data_dir(settings: Settings, daemon: Daemon | None, has_own_ports: bool) ->
         files = [file for name in names if name.is_dir() for file in sorted(name.iterdir()) if not file.is_socket()]
         finding = next((wrong for file in files if (wrong := _writable("data_dir", file)).level == "fail"), finding)
     yield finding
+    if holds_other_things(path):
+        text = f"data_dir: {path} holds files and none of postbackd's: name a folder for it alone, or -c FILE"
+        yield Finding("warn", text)
     try:
         if fault := foreign_machine(path):
             yield Finding("fail", fault)
@@ -102,8 +149,7 @@ def _log(settings: Settings) -> Finding:
         return Finding("fail", f"log.path: {path} is a directory: name a file in it")
     if path.exists():
         return _writable("log.path", path, f"{path} can be written")
-    nearest = next(parent for parent in path.parents if parent.exists())
-    return _writable("log.path", nearest, f"{path} will be created", is_folder=True)
+    return _writable("log.path", _nearest(path), f"{path} will be created", is_folder=True)
 
 
 def _writable(setting: str, path: Path, well: str = "", is_folder: bool = False) -> Finding:
@@ -115,13 +161,14 @@ def _writable(setting: str, path: Path, well: str = "", is_folder: bool = False)
     return Finding("ok", f"{setting}: {well}")
 
 
-def _ports(settings: Settings, roles: frozenset[str], daemon: Daemon | None) -> list[Finding]:
+def _ports(settings: Settings, roles: frozenset[str], daemon: Daemon | None, is_queue_silent: bool) -> list[Finding]:
     doors = [Door("ingest", "ingest", settings.ingest.host, settings.ingest.port)] if "ingest" in roles else []
     if "admin" in roles:
         doors.append(Door("admin", "admin", settings.admin.host, settings.admin.port))
     findings = []
     if not settings.queue.url:
-        doors.append(Door("queue", "queue", "127.0.0.1", settings.queue.port))
+        if not is_queue_silent:  # else its port is free, until the daemon takes it again
+            doors.append(Door("queue", "queue", "127.0.0.1", settings.queue.port))
         if fault := socket_path_fault(settings.data_dir):
             findings.append(Finding("fail", f"queue: {fault}"))
     holders = _holders()

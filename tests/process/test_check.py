@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`postbackd check` and `run` judge this machine alike: what the one calls a failure the other refuses."""
 
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from postbackd.data_dir import read_processes
 from tests.support.daemon import POSTBACKD, STOP_BOUND_S, Daemon, free_port, running_daemon
 
 
@@ -99,3 +102,32 @@ def test_relative_places_are_told_by_their_whole_path(tmp_path: Path) -> None:
         ), checked.stdout
     whole = postbackd("check", *settings_for(tmp_path), cwd=tmp_path)
     assert "current directory" not in whole.stdout
+
+
+def test_embedded_server_that_hangs_is_told_and_no_reason_to_refuse(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        [queue] = [row["pid"] for row in read_processes(tmp_path / "var") if row["role"] == "queue"]
+        os.kill(queue, signal.SIGSTOP)
+        try:
+            checked = postbackd("check", *of_daemon(daemon))
+        finally:
+            os.kill(queue, signal.SIGCONT)
+    assert (checked.returncode, lines(checked, "fail")) == (0, []), checked.stdout
+    assert any("the embedded server does not answer" in line for line in lines(checked, "warn")), checked.stdout
+
+
+def test_folder_of_something_else_is_told_and_not_to_be_closed(tmp_path: Path) -> None:
+    """As /var is, where `data_dir = "var"` is taken from /."""
+    for number in range(10):
+        (tmp_path / f"theirs-{number}").touch(mode=0o644)
+    checked = postbackd("check", *settings_for(tmp_path, f"data_dir={tmp_path}"))
+    assert any(f"{tmp_path} holds files and none of postbackd's" in line for line in lines(checked, "warn"))
+    assert "chmod" not in checked.stdout
+
+
+def test_disk_that_is_smaller_than_the_spool_may_grow_is_told(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path, "spool.max_bytes=1000000000000000")
+    checked = postbackd("check", *settings)
+    assert checked.returncode == 0, checked.stdout
+    assert any("the spool may grow to" in line and "make room" in line for line in lines(checked, "warn"))
+    assert "the spool may grow" not in postbackd("check", "--roles", "deliver", *settings).stdout
