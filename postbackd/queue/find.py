@@ -17,6 +17,7 @@ from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire
 
 PAGE = 2000
+PARKED = 0.5  # of a millisecond, in the due time of what its host could not take; see lua/recall.lua
 CALL_TIMEOUT_S = 30.0
 
 
@@ -26,6 +27,7 @@ class Found(NamedTuple):
     place: str
     item: Item
     due_ms: int | None = None  # of later
+    is_parked: bool = False  # later until its host has room, or sooner; else at its own time
     worker: str | None = None  # of leased
     letter: DeadLetter | None = None  # of dead
 
@@ -114,7 +116,8 @@ class _ShardFinder:
             cursor, pairs = self.wire.call("ZSCAN", self.keys.later, cursor, "COUNT", PAGE)
             for item, due_ms in zip(pairs[::2], pairs[1::2], strict=True):
                 if (decoded := _match(item, postback_id)) is not None:
-                    return Found("later", decoded, due_ms=int(float(due_ms)))
+                    due = float(due_ms)
+                    return Found("later", decoded, due_ms=int(due), is_parked=due % 1 == PARKED)
             advance(len(pairs) // 2)
             if cursor == b"0":
                 return None

@@ -96,7 +96,7 @@ def _add_found(found: Found, story: Story) -> None:
     story["next_attempt"] = item.attempt
     story["reclaims"] = item.reclaims
     if found.due_ms is not None:
-        story["due"] = format_ms(found.due_ms)
+        story["due"], story["parked"] = format_ms(found.due_ms), found.is_parked
     if found.worker is not None:
         story["worker"] = found.worker
     if found.letter is not None:

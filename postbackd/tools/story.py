@@ -89,6 +89,9 @@ def _place(story: Story, log_path: str) -> str:
         case "later":
             due_s = _seconds_until(story["due"])
             when = f"in {due_s:.1f} s" if due_s > 0 else f"{-due_s:.1f} s ago, so with the next claim"
+            if story["parked"]:
+                why = f"put off, since its host is full or shut ({command('top')}); sooner when that has room"
+                return f"later: {why}, else attempt {story['next_attempt']} is due {story['due']}, {when}"
             return f"later: attempt {story['next_attempt']} is due {story['due']}, {when}"
         case "dead":
             return f"dead since {story['died']}: {story['reason']} ({command('dead replay --id ' + story['id'])})"

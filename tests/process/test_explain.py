@@ -43,6 +43,7 @@ def test_each_place_is_told(tmp_path: Path) -> None:
         assert "later: attempt 2 is due" in told.stdout and "connection_refused" in told.stdout
         story = json.loads(explain(daemon, later, "--json").stdout)
         assert (story["place"], story["next_attempt"], len(story["attempts"])) == ("later", 2, 1)
+        assert story["parked"] is False, "a retry has its own time"
         with daemon.log_path.open("a") as log:  # as a full disk leaves it
             log.write(f'{{"time":"2026","id":"{later}","attem\n')
         assert explain(daemon, later).returncode == 0

@@ -5,6 +5,7 @@ import pytest
 import redis
 
 from postbackd.codec import EPOCH_MS, encode_element, trail_attempt
+from postbackd.delivery.recorder import RECALLABLE
 from postbackd.queue.find import PAGE, Finder, Found
 from postbackd.queue.keys import Keys
 from tests.queue.test_dead_letters import EID, RECORD, die
@@ -44,11 +45,13 @@ def test_wake_later_and_leases_are_looked_through(server: redis.Redis, url: str)
     server.zadd(KEYS.later, {item(2): ACCEPTED_MS + 5000, item(3): 1})
     server.hset(KEYS.lease("n.0.aa"), mapping={"n": 1, "0": item(4)})
     server.zadd(KEYS.workers, {"n.0.aa": 1})
-    places = [find(url, number) for number in (1, 2, 4)]
-    assert [found and (found.place, found.due_ms, found.worker) for found in places] == [
-        ("ready", None, None),
-        ("later", ACCEPTED_MS + 5000, None),
-        ("leased", None, "n.0.aa"),
+    server.zadd(KEYS.later, {item(5): ACCEPTED_MS + 7000 + RECALLABLE})
+    places = [find(url, number) for number in (1, 2, 4, 5)]
+    assert [found and (found.place, found.due_ms, found.worker, found.is_parked) for found in places] == [
+        ("ready", None, None, False),
+        ("later", ACCEPTED_MS + 5000, None, False),
+        ("leased", None, "n.0.aa", False),
+        ("later", ACCEPTED_MS + 7000, None, True),
     ]
 
 
