@@ -35,6 +35,7 @@ def check(settings: Settings, config: str | None, roles: frozenset[str], as_json
     findings = [
         Finding("ok", "configuration: read and valid"),
         *_queue(settings),
+        *_whose_queue(settings, roles),
         _limits(settings, roles),
         *look_here(settings, roles),
         *([_tls()] if "deliver" in roles else []),
@@ -75,6 +76,14 @@ def _queue(settings: Settings) -> list[Finding]:
         return [Finding("ok", f"queue: embedded server {find_server(settings.queue.server)}")]
     except BootError as error:
         return [Finding("fail", f"queue: {error}")]
+
+
+def _whose_queue(settings: Settings, roles: frozenset[str]) -> list[Finding]:
+    missing = {"ingest", "deliver"} - roles
+    if settings.queue.url or len(missing) != 1:
+        return []
+    text = f"queue: the embedded server is this machine's alone, and no {missing.pop()} runs on it: set queue.url."
+    return [Finding("warn", text)]
 
 
 def _replicas(settings: Settings) -> Finding:

@@ -90,6 +90,14 @@ def test_check_of_a_role_looks_at_its_own_port_only(tmp_path: Path) -> None:
         assert postbackd("check", "--roles", "ingest,deliver", *settings).returncode == 0
 
 
+@pytest.mark.parametrize(("roles", "missing"), [("ingest", "deliver"), ("deliver,admin", "ingest"), ("admin", None)])
+def test_half_of_a_machine_with_a_queue_of_its_own_is_told(tmp_path: Path, roles: str, missing: str | None) -> None:
+    checked = postbackd("check", "--roles", roles, *settings_for(tmp_path))
+    assert checked.returncode == 0, checked.stdout
+    told = [line for line in lines(checked, "warn") if "set queue.url" in line]
+    assert [f"no {missing} runs on it" in line for line in told] == ([] if missing is None else [True])
+
+
 def test_relative_places_are_told_by_their_whole_path(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, "data_dir=here", "log.path=here/log")
     checked = postbackd("check", *settings, cwd=tmp_path)
