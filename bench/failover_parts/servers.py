@@ -23,8 +23,8 @@ PASSWORD = "s3cret"
 # A user of postbackd's own, with what it needs and no more (docs/operations.md).
 USER = "postbackd"
 USER_PASSWORD = "p@ss/word"
-USER_RULES = "~pb:* +@read +@write +@scripting +@connection +wait +time +info +role +config|get"
-CLUSTER_RULES = "+cluster|info +cluster|slots +cluster|nodes"
+USER_RULES = "~pb:* +@read +@write +@scripting +@connection -@dangerous +wait +time +info +role +config|get"
+CLUSTER_RULES = "~{*} +cluster|info +cluster|slots +cluster|nodes"
 
 
 def wait_until(condition: Callable[[], object], what: str, bound_s: float = BOUND_S) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from bench.failover_parts.cluster import ClusterGroup, cluster_group
 from bench.failover_parts.sentinels import SentinelGroup, sentinel_group
-from bench.failover_parts.servers import PASSWORD, USER_PASSWORD, Server, Tls
+from bench.failover_parts.servers import PASSWORD, USER, USER_PASSWORD, Server, Tls
 from postbackd.errors import QueueUnavailableError, QueueUnsureError
 from postbackd.queue.check import check_server
 from postbackd.queue.route import route_to
@@ -101,6 +101,18 @@ def test_check_tells_of_it_as_without_tls(kind: str, request: pytest.FixtureRequ
     found = check_server(request.getfixturevalue(kind).url, SHARDS)
     assert not [finding.text for finding in found if finding.level == "fail"]
     assert any("3 of 3 sentinels" in finding.text or "shards at" in finding.text for finding in found)
+
+
+def test_node_of_a_user_without_the_keys_that_tell_is_used_unasked(cluster: ClusterGroup) -> None:
+    for node in cluster.nodes:
+        node.client.execute_command("ACL", "SETUSER", USER, "resetkeys", "~pb:*")
+    try:
+        for shard in range(SHARDS):
+            wire = route_to(cluster.url).open(shard, 5)
+            assert wire.call("LPUSHX", f"pb:{{{shard}}}:probe", b"") == 0, "it is the one"
+    finally:
+        for node in cluster.nodes:
+            node.client.execute_command("ACL", "SETUSER", USER, "~{*}")
 
 
 def test_every_connection_is_encrypted_and_the_authority_is_asked(server: Server, tls: Tls, tmp_path: Path) -> None:
