@@ -44,7 +44,7 @@ def fail_over(
     settings = [f"queue.durability={durability}", "queue.durability_timeout=1", "queue.replicas=1"]
     with (
         sentinel_group(replicas, apart=how in CUTS) as group,
-        trial(group.url, rate, items, settings=settings) as running,
+        trial(group.url, rate, items, settings=settings, fail_rate=fail_rate) as running,
     ):
         running.wait_for_more(int(rate * BEFORE_S / 2))
         running.mark()

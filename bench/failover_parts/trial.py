@@ -23,7 +23,7 @@ from postbackd.tools.audit import compare, read_delivered
 
 SETTLE_BOUND_S = 180
 QUIET_S = 40  # more than a lease's time-out and a minute's look at the spools of others
-CONNECTIONS = 64  # some wait with an Idempotency-Key, which is never spooled
+CONNECTIONS = 256  # those with an Idempotency-Key, never spooled, are sent again until they are acknowledged
 SETTINGS = (
     "ingest.workers=4",
     "delivery.workers=2",

@@ -239,15 +239,13 @@ class ClusterRoute:
 
     def look(self) -> None:
         """Ask once, and cut what leads to a node that has lost its slot, or has failed."""
-        try:
-            if not self._is_as_before():
-                self._seen = self.look_up(self._kept)
-                self._told_s = time.monotonic()
-            self._seen_s = time.monotonic()
-            assert self._seen is not None
-            self._cut_moved(self._seen)
-        finally:  # also where no node answers that could tell
-            self._cut_silent()
+        self._cut_silent()  # first: what follows may wait for a node that does not answer
+        if not self._is_as_before():
+            self._seen = self.look_up(self._kept)
+            self._told_s = time.monotonic()
+        self._seen_s = time.monotonic()
+        assert self._seen is not None
+        self._cut_moved(self._seen)
 
     def _is_as_before(self) -> bool:
         """Whether the node that told last says that nothing has changed: a tenth of the work, for it and for us."""
@@ -258,6 +256,7 @@ class ClusterRoute:
             return self._seen.is_ok and _marks(wire.call("CLUSTER", "INFO")) == self._seen.marks
         except QueueUnavailableError:
             wire.close()
+            self._nodes = [*self._nodes[1:], self._nodes[0]]  # the next one is asked first
             return False
 
     def _cut_moved(self, found: Map) -> None:
