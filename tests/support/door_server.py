@@ -35,7 +35,12 @@ def app(environ, start_response):
     if environ["PATH_INFO"] == "/big":
         answer = b"x" * 8_000_000
     elif holds and (connection := holder.hold(environ, start_response)):
-        return connection.wait_for(lambda: ("200 OK", [("Content-Length", str(len(answer)))], answer), start_response)
+        def find_answer():
+            if environ["PATH_INFO"] == "/raise":
+                raise RuntimeError("no answer")
+            return "200 OK", [("Content-Length", str(len(answer)))], answer
+
+        return connection.wait_for(find_answer, start_response)
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
 
