@@ -14,6 +14,11 @@ hypothesis.settings.register_profile("postbackd", deadline=None)
 hypothesis.settings.load_profile("postbackd")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes minutes goes first, beside the others, and not last, alone."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def fresh_oplog(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing held back for what an earlier test of this process has said."""

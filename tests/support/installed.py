@@ -25,7 +25,9 @@ PORT, ADMIN_PORT, DELIVER_ADMIN_PORT = (
 )  # those of the installed files: the network is the machine's own
 BOUND_S = 120
 LOOK_EVERY_S = 0.25
-PAUSE_S = 0.02  # of each of the load's clients: what counts is that requests never stop
+# Of each of the load's clients: what counts is that requests never stop and some postbacks are always under way.
+PAUSE_S = 0.05
+TARGET_TAKES_S = 0.1
 NOT_SOURCES = (".git", ".venv", ".*_cache", ".hypothesis", "var", "dist", "build", "*.egg-info")
 
 
@@ -95,7 +97,7 @@ class Installation:
         self.wait_for(lambda: self.show("ActiveState", unit) == "active", f"{unit} is active")
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """For what a program in there is asked: not fifty times a second."""
+        """For what a program in there is asked, or a long file: not fifty times a second."""
 
         def slowly() -> object:
             time.sleep(LOOK_EVERY_S)
@@ -143,7 +145,7 @@ class Installation:
         """A request now, and all of it arrives; the ids."""
         with self.target() as sink:
             ids = self.post(sink.url, count)
-            wait_until(lambda: set(ids) <= set(names_and_ids(sink)[1]), "it has arrived", BOUND_S)
+            self.wait_for(lambda: set(ids) <= set(names_and_ids(sink)[1]), "it has arrived")
             return ids
 
     @contextmanager
@@ -157,11 +159,11 @@ class Installation:
             finally:
                 load.stop()
             wanted = set(load.acknowledged)
-            wait_until(lambda: wanted <= set(names_and_ids(sink)[1]), "every acknowledged one arrives", BOUND_S)
+            self.wait_for(lambda: wanted <= set(names_and_ids(sink)[1]), "every acknowledged one arrives")
 
     @contextmanager
     def target(self) -> Iterator[Sink]:
-        """Takes its time for each postback, so that some are always under way."""
+        """A target for postbacks, beside the machine."""
         self._sinks += 1
-        with running_sink(self._folder / f"sink-{self._sinks}", "--latency", "0.02") as sink:
+        with running_sink(self._folder / f"sink-{self._sinks}", "--latency", str(TARGET_TAKES_S)) as sink:
             yield sink

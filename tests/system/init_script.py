@@ -117,12 +117,12 @@ def _is_whole_after_a_power_cut(script: InitScript) -> None:
     script.roles("ingest")
     script("start")
     with machine.target() as sink:
-        ids = machine.post(sink.url, 1000)
+        ids = machine.post(sink.url, 200)
         machine.root.cut_the_power()
         machine.root.boot(systemd=False)
         script.roles("ingest,deliver,admin")
         script("start")
-        wait_until(lambda: set(ids) <= set(names_and_ids(sink)[1]), "all of them arrive", BOUND_S)
+        machine.wait_for(lambda: set(ids) <= set(names_and_ids(sink)[1]), "all of them arrive")
         assert {names_and_ids(sink)[1][one] for one in ids} == {1}
 
 
