@@ -143,7 +143,9 @@ def sink(
 
 @main.command()
 @click.option("--sent", required=True, multiple=True, type=existing_file, help="Answers of ingest, or ids.")
-@click.option("--received", required=True, multiple=True, type=existing_file, help="A sink's record or delivery log.")
+@click.option(
+    "--received", required=True, multiple=True, type=existing_file, help="A sink's record, delivery log, or ids."
+)
 @click.option("--show", default=10, show_default=True, type=click.IntRange(0), help="How many ids to name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every id.")
 @config_option

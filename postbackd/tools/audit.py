@@ -63,7 +63,7 @@ def read_delivered(files: Iterable[Path], sent: set[int], dead: set[int] | None 
                 yield found
         if torn and not whole:
             raise PostbackdError(
-                f"{file}:{torn[0]}: no JSON line: give a sink's record (sink --record) or a delivery log"
+                f"{file}:{torn[0]}: no JSON line and no id: give a sink's record (sink --record), a delivery log or ids"
             )
         if torn:
             click.echo(f"postbackd: {file}: {len(torn)} torn lines passed over, the first is {torn[0]}", err=True)
@@ -73,8 +73,10 @@ def _entry_of(line: str) -> dict[str, Any] | None:
     try:
         entry = _decode(line)
     except msgspec.DecodeError:
-        return None
-    return entry if isinstance(entry, dict) else None
+        entry = None
+    if isinstance(entry, dict):
+        return entry
+    return {"url": line.strip()} if _ID.fullmatch(line.strip()) else None  # a partner's list of ids
 
 
 def _lines(file: Path) -> Iterator[str]:

@@ -103,3 +103,14 @@ def test_audit_of_nothing_is_no_proof(tmp_path: Path) -> None:
 def test_text_names_what_came_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit([written(tmp_path / "s", A)], [written(tmp_path / "r", seen(A), seen(A))], 1, as_json=False) == 0
     assert f"duplicated: {A}" in capsys.readouterr().out
+
+
+def test_list_of_ids_serves_as_received(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a partner gives it. One of digits alone is a JSON number, too."""
+    digits = "1234567890123456"
+    (tmp_path / "sent").write_text(f"0cad968533d61c95\n0cad968533d61c96\n{digits}\n")
+    (tmp_path / "received").write_text(f"0cad968533d61c95\n\n{digits}\n0cad968533d61c95\n")
+    assert audit([tmp_path / "sent"], [tmp_path / "received"], 10, True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["lost"] == ["0cad968533d61c96"]
+    assert found["duplicated"] == {"0cad968533d61c95": 2}
