@@ -163,9 +163,9 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         numbers,
         context.cells,
     )
-    respond = None
+    respond, holder = None, Holder()
     if settings.ingest.ack == "group":
-        respond = GroupCommit(door, queue, Holder().hold, CodeCounter(context.cells)).respond
+        respond = GroupCommit(door, queue, holder.hold, CodeCounter(context.cells)).respond
     app = create_app(door, settings.ingest.paths, lambda: draining, context.cells, respond)
     replay.start()
     serve(
@@ -177,6 +177,7 @@ def ingest_main(context: SlotContext, settings: Settings, listener: socket.socke
         progress=lambda: context.cells[Cell.REQUESTS] + context.cells[Cell.ACCEPTED],
         drain_delay_s=settings.ingest.drain_delay,
         limits=door_limits(settings.ingest),
+        held=holder.held,
         on_refused=_Counter(context.cells, Cell.MISFRAMED),
         on_cut=_Counter(context.cells, Cell.CONNECTIONS_CUT),
     )

@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NoReturn
 
 from postbackd import oplog
@@ -58,16 +58,19 @@ class Guard(threading.Thread):
         drain_delay_s: float,
         *,
         held_bytes: Callable[[], int] = lambda: 0,
+        held: Container[int] = (),
         on_started: Callable[[], None] = lambda: None,
         on_cut: Callable[[], None] = lambda: None,
     ) -> None:
-        """`held_bytes` says what unfinished bodies take, `on_started` is called when bjoern runs, `on_cut` for each."""
+        """`held_bytes` says what unfinished bodies take, `held` has the descriptors of requests that have arrived and
+        wait for their answer, `on_started` is called when bjoern runs, `on_cut` for each."""
         super().__init__(name="guard", daemon=True)
         self._door = Door(listener)
         self._limits = limits
         self._drain_timeout_s = drain_timeout_s
         self._drain_delay_s = drain_delay_s
         self._held_bytes = held_bytes
+        self._held = held
         self._on_started = on_started
         self._on_cut = on_cut
         # Seconds: drain after so many; None: look now. SimpleQueue.put may be called in a signal handler that
@@ -146,6 +149,9 @@ class Guard(threading.Thread):
             if address is None:
                 return
             watched = self._watched[fd] = Watched(inode, address)
+        if fd in self._held:  # before the look: answered between the two it would seem to arrive still
+            watched.arriving_since_ms = watched.arriving_bytes = watched.idle_ms = 0
+            return
         look = look_at(fd)
         if look is None:  # a unix socket: only counted
             return

@@ -58,14 +58,14 @@ class Held:
     def _steps(self, find_answer: Callable[[], Answer]) -> Iterator[bytes]:
         cell, holder = self._cell, self._holder
         fd = cell.value
-        holder.held += 1
         try:
             cell.value = holder.nowhere()
+            holder.held.add(fd)
             yield _PIECE
             status, headers, body = find_answer()
         finally:  # whatever was raised (a signal's handler may, anywhere): bjoern closes the descriptor that it finds
             cell.value = fd
-            holder.held -= 1
+            holder.held.discard(fd)
         head = "".join([f"{name}: {value}\r\n" for name, value in headers])
         data = f"HTTP/1.1 {status}\r\n{head}Connection: Keep-Alive\r\n\r\n".encode() + body
         try:
@@ -82,12 +82,12 @@ class Holder:
     """Takes connections from one process' bjoern."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.held: set[int] = set()  # descriptors; the guard looks into it, too
         self._nowheres = [os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) for _ in range(_NOWHERES)]
 
     def nowhere(self) -> int:
         """The descriptor of /dev/null for the connection that is held now."""
-        return self._nowheres[self.held // _MOST_ON_ONE % _NOWHERES]
+        return self._nowheres[len(self.held) // _MOST_ON_ONE % _NOWHERES]
 
     def hold(self, env: dict[str, Any], start_response: Any) -> Held | None:
         """The connection of the call that is running; None when it must be answered at once: its place cannot be told,

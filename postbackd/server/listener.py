@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from ipaddress import ip_address
 from types import FrameType
 from typing import Any
@@ -124,6 +124,7 @@ def serve(
     progress: Callable[[], int],
     drain_delay_s: float = 0.0,
     limits: Limits = NO_LIMITS,
+    held: Container[int] = (),
     on_refused: Callable[[], None] = lambda: None,
     on_cut: Callable[[], None] = lambda: None,
 ) -> None:
@@ -132,9 +133,9 @@ def serve(
     SIGTERM calls `on_drain` (from then on /ready is to say 503), and after `drain_delay_s` accepting stops and
     connections are closed as they come to rest. Past `drain_timeout_s` the guard ends the process. SIGUSR2, for a
     worker that is replaced: the same at once and untold, since the daemon stays ready. `progress`
-    counts the requests the app has begun: see `_heartbeat`. `limits` are kept by the guard; `on_cut` is told of each
-    connection that it cuts, `on_refused` of each request that is none (framing.py). Lets blocked signals in; main
-    thread only.
+    counts the requests the app has begun: see `_heartbeat`. `limits` are kept by the guard, which leaves alone what is
+    in `held` (held.py); `on_cut` is told of each connection that it cuts, `on_refused` of each request that is none
+    (framing.py). Lets blocked signals in; main thread only.
     """
     signal.signal(signal.SIGINT, _ignore)  # bjoern's loop ends by raising one for Python
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
@@ -146,6 +147,7 @@ def serve(
         drain_timeout_s,
         drain_delay_s,
         held_bytes=lambda: framing.held_bytes,
+        held=held,
         on_started=framing.install(),
         on_cut=on_cut,
     )

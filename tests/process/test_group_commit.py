@@ -232,6 +232,19 @@ def test_client_that_reads_no_answers_is_cut(daemon: Daemon) -> None:
     assert b"Traceback" not in daemon.output.read_bytes()
 
 
+def test_request_that_waits_long_for_its_commit_is_not_cut(server: tuple[redis.Redis, str], tmp_path: Path) -> None:
+    """It has arrived, so `request_timeout` is none of its concern."""
+    server[0].flushall()
+    settings = [f"queue.url={server[1]}", "ingest.ack=group", "ingest.workers=1", "ingest.request_timeout=0.3"]
+    with running_daemon(tmp_path, settings, roles="ingest") as daemon, clients(daemon, CLIENTS) as opened:
+        server[0].client_pause(3000, all=False)  # writes wait, for less than the queue's time-out
+        with stopped(daemon):
+            for client in opened:
+                client.sendall(request())
+        assert {read_answer(client)[0] for client in opened} == {b"HTTP/1.1 202 Accepted"}
+    assert ready(server) == CLIENTS
+
+
 def test_full_queue_is_a_503_for_each(daemon: Daemon, server: tuple[redis.Redis, str]) -> None:
     server[0].config_set("maxmemory", 1)
     try:
