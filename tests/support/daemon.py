@@ -152,8 +152,10 @@ class Daemon:
         return []
 
     def _is_up(self) -> bool:
+        if not all(self.children(role) for role in self.roles.split(",")):  # their state file comes behind the fork
+            return False
         if "ingest" not in self.roles:
-            return bool(self.children("deliver"))
+            return True
         try:
             return http("GET", f"{self.url}/ready")[0] == 200
         except OSError:
