@@ -6,7 +6,7 @@ form, enqueue.lua, otherwise. What is known belongs to the connection and is for
 server closes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import hiredis
@@ -40,6 +40,21 @@ class QueuedRequest(NamedTuple):
     endpoint_id: bytes
     record: bytes
     elements: list[bytes]
+
+
+def enqueue_each(
+    enqueue: Callable[[bytes, bytes, list[bytes]], object],
+    requests: Sequence[QueuedRequest],
+    places: Sequence[int],
+    results: list[PostbackdError | None],
+) -> None:
+    """Enqueue some requests of a group one by one, and put what becomes of each into its place."""
+    for place in places:
+        try:
+            enqueue(*requests[place])
+            results[place] = None
+        except PostbackdError as error:
+            results[place] = error
 
 
 class Enqueuer:
@@ -97,13 +112,10 @@ class Enqueuer:
             return [error] * len(requests)
         except (QueueUnavailableError, QueueFullError) as error:  # nothing was sent
             results = [error] * len(requests)
-        for place, result in enumerate(results):
-            if result is not None and not isinstance(result, DurabilityTimeoutError):
-                try:
-                    self.enqueue(*requests[place])
-                    results[place] = None
-                except PostbackdError as error:
-                    results[place] = error
+        undone = [
+            place for place, error in enumerate(results) if error and not isinstance(error, DurabilityTimeoutError)
+        ]
+        enqueue_each(self.enqueue, requests, undone, results)
         return results
 
     def _enqueue_together(

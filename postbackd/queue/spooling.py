@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 from postbackd.errors import PostbackdError, QueueFullError, QueueUnavailableError, QueueUnsureError, SpoolError
-from postbackd.queue.enqueuer import Enqueuer, QueuedRequest
+from postbackd.queue.enqueuer import Enqueuer, QueuedRequest, enqueue_each
 from postbackd.queue.spool import Spool
 from postbackd.scoreboard import Cell
 
@@ -111,13 +111,8 @@ class ShardedQueue:
         first = self._turn = (self._turn + 1) % len(shards)
         in_turn = shards[first:] + shards[:first]
         results = next((shard for shard in in_turn if not shard.is_away), in_turn[0]).enqueue_group(requests)
-        for place, result in enumerate(results):
-            if isinstance(result, QueueFullError):
-                try:
-                    self.enqueue(*requests[place])
-                    results[place] = None
-                except PostbackdError as error:
-                    results[place] = error
+        full = [place for place, error in enumerate(results) if isinstance(error, QueueFullError)]
+        enqueue_each(self.enqueue, requests, full, results)
         return results
 
     def enqueue_once(
