@@ -132,14 +132,11 @@ class ClusterGroup:
         return next(node for node in self.nodes if node.id == name)
 
     def fail_over(self, shard: int, how: str) -> ClusterNode:
-        """Do it to the master of a shard and wait for the next one; the one before. Cuts: as for Sentinel."""
+        """Do it to the master of a shard and wait for the next one; the one before. Cuts: see Network.cut_off."""
         before = self.owner(shard)
         if how in CUTS:
             assert self.net is not None
-            others = [machine for machine in self.net.machines if machine is not before.machine]
-            here = self.net.here
-            some = [before.machine, here] if how == "side" else [before.machine]
-            self.net.cut(some, [*others, here] if how == "unplug" else others)
+            self.net.cut_off(before.machine, how)
         else:
             before.fail(how)
         wait_until(lambda: self.owner(shard) is not before, "its replica has taken its place")

@@ -70,6 +70,13 @@ class Network:
                     _ip("-n", self._hub, "rule", "add", *rule)
                     self._rules.append(rule)
 
+    def cut_off(self, machine: Machine, how: str) -> None:
+        """Cut one machine off. unplug: it reaches nobody. part: it reaches postbackd, which is here, but no other
+        machine. side: it and postbackd reach each other, and nobody else."""
+        others = [other for other in self.machines if other is not machine]
+        some = [machine, self.here] if how == "side" else [machine]
+        self.cut(some, [*others, self.here] if how == "unplug" else others)
+
     def mend(self) -> None:
         """Everybody reaches everybody again."""
         while self._rules:

@@ -29,7 +29,7 @@ SERVICE = "postbacks"
 DOWN_AFTER_MS = 1000
 SENTINELS = 3
 HOWS = ("kill", "stop", "cut")  # what can be done to a server on this machine
-CUTS = ("unplug", "part", "side")  # and on a network: see SentinelGroup.fail_over
+CUTS = ("unplug", "part", "side")  # and on a network: see Network.cut_off
 WATCHER, WATCHER_PASSWORD = "watcher", "w@tch"
 
 
@@ -140,18 +140,11 @@ class SentinelGroup:
         return next(server for server in self.servers if port_of(server) == port)
 
     def fail_over(self, how: str) -> Server:
-        """Do it to the master and wait for the next one; the one before.
-
-        unplug: its machine reaches nobody. part: it reaches postbackd, but no other server nor sentinel. side: it and
-        postbackd reach each other, and nobody else.
-        """
+        """Do it to the master and wait for the next one; the one before. Cuts: see Network.cut_off."""
         before = self.master()
         if how in CUTS:
             assert self.net is not None
-            others = [machine for machine in self.net.machines if machine is not before.machine]
-            here = self.net.here
-            some = [before.machine, here] if how == "side" else [before.machine]
-            self.net.cut(some, [*others, here] if how == "unplug" else others)
+            self.net.cut_off(before.machine, how)
         else:
             before.fail(how)
         wait_until(lambda: self.master() is not before, "another master is named")
