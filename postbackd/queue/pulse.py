@@ -78,9 +78,8 @@ class Pulse:
                 probe.heard_s = now_s
                 self._send(probe.wire, probe, now_s)
             elif now_s - probe.sent_s >= SILENT_S:
-                self._close(
-                    probe
-                )  # a new one gets through sooner: what was lost of this is sent again ever more rarely
+                # A new one gets through sooner: what was lost of this is sent again ever more rarely.
+                self._close(probe)
         except QueueUnavailableError:
             self._close(probe)
 
