@@ -32,6 +32,7 @@ from bench.support import (
     queue_server,
     report,
     sample_endpoint,
+    sink_command,
     spread,
     wait_for_port,
 )
@@ -103,17 +104,7 @@ def target_server(name: str, latency_s: float) -> Iterator[int]:
             yield port
         return
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "postbackd.cli",
-        "sink",
-        "--quiet",
-        "--port",
-        str(port),
-        "--latency",
-        str(latency_s),
-    ]
+    command = sink_command(port, "--latency", str(latency_s))
     with process(OTHER_CORE, command, stdout=subprocess.DEVNULL):
         wait_for_port(port)
         yield port

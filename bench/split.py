@@ -25,7 +25,7 @@ import redis
 
 from bench.failover_parts.hosts import Host, hosts
 from bench.failover_parts.servers import wait_until
-from bench.support import free_port, process, report, wait_for_port
+from bench.support import free_port, process, report, sink_command, wait_for_port
 from postbackd.queue.embedded import find_server
 from postbackd.tools.audit import compare, read_delivered, read_sent
 
@@ -118,18 +118,9 @@ class Split:
         for machine in self.machines:
             stack.callback(machine.destroy)
         for machine in self.machines[1:] if self.has_cables else self.machines[1:2]:
-            sink = [
-                *machine.host.prefix,
-                sys.executable,
-                "-m",
-                "postbackd.cli",
-                "sink",
-                "--quiet",
-                "--port",
-                str(sink_port),
-            ]
-            sink += ["--record", str(machine.folder / "received.jsonl"), "--latency", "0.005"]
-            stack.enter_context(process(None, sink, stdout=subprocess.DEVNULL))
+            record = ["--record", str(machine.folder / "received.jsonl")]
+            sink = sink_command(sink_port, *record, "--latency", "0.005")
+            stack.enter_context(process(None, [*machine.host.prefix, *sink], stdout=subprocess.DEVNULL))
         self.machines[0].start()
         self._sent = self.folder / "sent.jsonl"
         load = [*made[0].prefix, sys.executable, "-m", "bench.chaos_parts.load", str(self.machines[0].port), str(rate)]

@@ -66,6 +66,11 @@ def wait_for_port(port: int) -> None:
         time.sleep(0.02)
 
 
+def sink_command(port: int, *options: str) -> list[str]:
+    """How our own sink is started, without its lines for a reader."""
+    return [sys.executable, "-m", "postbackd.cli", "sink", "--quiet", "--port", str(port), *options]
+
+
 @contextmanager
 def process(core: int | None, command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A process pinned to a core (None: to none), ended (with its children) when the block ends."""

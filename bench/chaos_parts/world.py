@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from bench.support import free_port, wait_for_port
+from bench.support import free_port, sink_command, wait_for_port
 from postbackd.data_dir import read_processes
 from postbackd.queue.embedded import find_server
 
@@ -87,15 +87,7 @@ class World:
 
     def start_sink(self, number: int) -> None:
         """Start one of the sinks; it appends to its record."""
-        command = [
-            *POSTBACKD,
-            "sink",
-            "--quiet",
-            "--port",
-            str(self.sink_ports[number]),
-            "--record",
-            str(self.record(number)),
-        ]
+        command = sink_command(self.sink_ports[number], "--record", str(self.record(number)))
         self.sinks[number] = subprocess.Popen([*command, *SINKS[number]], stdout=subprocess.DEVNULL)
 
     def record(self, number: int) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.failover_parts.servers import wait_until
-from bench.support import Daemon, daemon, free_port, process, wait_for_port
+from bench.support import Daemon, daemon, free_port, process, sink_command, wait_for_port
 from postbackd.codec import parse_id
 from postbackd.tools.audit import compare, read_delivered
 
@@ -143,9 +143,8 @@ def trial(
     """
     folder = Path(tempfile.mkdtemp(prefix="pbtrial"))
     sink_port = free_port()
-    sink = [sys.executable, "-m", "postbackd.cli", "sink", "--quiet", "--port", str(sink_port)]
-    sink += ["--record", str(folder / "received.jsonl"), "--latency", "0.005"]
-    sink += ["--fail-rate", str(fail_rate)]
+    record = ["--record", str(folder / "received.jsonl")]
+    sink = sink_command(sink_port, *record, "--latency", "0.005", "--fail-rate", str(fail_rate))
     if fail_rate:
         settings = [*settings, "retry.schedule=[15, 1, 1, 1]"]
     with contextlib.ExitStack() as stack:
