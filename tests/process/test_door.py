@@ -287,10 +287,12 @@ def test_headers_without_end_take_no_more_than_their_budget(start: Start) -> Non
     before = server.rss_bytes()
     head = b"GET / HTTP/1.1\r\n" + b"".join(b"%x:\r\n" % number for number in range(13_000))
     with contextlib.ExitStack() as stack:
-        for _ in range(200):
-            client = stack.enter_context(server.connect())
-            with contextlib.suppress(OSError):
-                client.sendall(head[:80_000])
-        wait_until(lambda: cut_count(server) > 100, "most are cut")
+        for wave in range(1, 9):
+            for _ in range(50):
+                client = stack.enter_context(server.connect())
+                with contextlib.suppress(OSError):
+                    client.sendall(head[:80_000])
+            wait_until(lambda wave=wave: cut_count(server) > 40 * wave, "most are cut")  # type: ignore[misc]
         assert server.lives()
-    assert server.rss_bytes() - before < 150_000_000  # 200 of 2 MB without the guard, and more where there are more
+        # 400 of 1.2 MB without the guard; each wave may take its 60 MB before it is judged, of what the last gave back
+        assert server.rss_bytes() - before < 250_000_000

@@ -28,24 +28,19 @@ def test_only_who_says_nothing_is_silent(servers: dict[Node, Server]) -> None:
     pulse = Pulse(lambda node: Wire(servers[node].url, 0.2, 0.2))
     pulse.look(servers, 0)
 
-    def heard_both(now_s: float) -> bool:
+    def are_heard(now_s: float, *nodes: Node) -> bool:
         pulse.look(servers, now_s)
-        return all(probe.heard_s == now_s for probe in pulse._probes.values())
+        return all(pulse._probes[node].heard_s == now_s for node in nodes)
 
-    wait_until(lambda: heard_both(100), "both answer, however late")
+    wait_until(lambda: are_heard(100, STOPPED, WELL), "both answer, however late")
     assert pulse.silent == frozenset()
     servers[STOPPED].process.send_signal(signal.SIGSTOP)
     pulse.look(servers, 101)  # perhaps it had answered already
-
-    def is_heard(node: Node, now_s: float) -> bool:
-        pulse.look(servers, now_s)
-        return pulse._probes[node].heard_s == now_s
-
-    wait_until(lambda: is_heard(WELL, 101 + SILENT_S), "the other answers")
-    wait_until(lambda: is_heard(WELL, 102 + SILENT_S), "the other answers")
+    wait_until(lambda: are_heard(101 + SILENT_S, WELL), "the other answers")
+    wait_until(lambda: are_heard(102 + SILENT_S, WELL), "the other answers")
     assert pulse.silent == {STOPPED}
     servers[STOPPED].process.send_signal(signal.SIGCONT)
-    wait_until(lambda: is_heard(STOPPED, 103 + 2 * SILENT_S), "it is heard again")
+    wait_until(lambda: are_heard(103 + 2 * SILENT_S, STOPPED, WELL), "both are heard")
     assert pulse.silent == frozenset()
 
 
