@@ -22,7 +22,7 @@ from postbackd.codec import parse_id
 from postbackd.tools.audit import compare, read_delivered
 
 SETTLE_BOUND_S = 180
-QUIET_S = 40  # more than a lease's time-out and a minute's look at the spools of others
+QUIET_S = 75  # the spool of a process that has ended is taken over by others once in 60 s, a lease ends after 10
 CONNECTIONS = 256  # those with an Idempotency-Key, never spooled, are sent again until they are acknowledged
 SETTINGS = (
     "ingest.workers=4",
