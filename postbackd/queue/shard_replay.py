@@ -214,6 +214,9 @@ class ShardReplay:
             return True
         spooled = self._keys.spooled(progress.file.stream)
         if self._durability.waits:
+            # A second failover may have come between: this master may never have seen what the last one confirmed.
+            if not self._has(wire, progress):
+                return self._again(progress)
             # A write on this connection, since WAIT looks at the last one made on it.
             wire.call("EXPIRE", spooled, SPOOLED_TTL_S)
             return self._durability.is_enough(wire.call(*self._durability.wait_command))
@@ -226,7 +229,11 @@ class ShardReplay:
             return False
         if found.get("aof_pending_bio_fsync") != "0" or found.get("aof_last_write_status") != "ok":
             return False
-        return int(wire.call("GET", spooled) or 0) >= progress.done or self._again(progress)
+        return self._has(wire, progress) or self._again(progress)
+
+    def _has(self, wire: Wire, progress: _Progress) -> bool:
+        """Whether the server that answers now has the file, as far as it was confirmed."""
+        return int(wire.call("GET", self._keys.spooled(progress.file.stream)) or 0) >= progress.done
 
     def _again(self, progress: _Progress) -> bool:
         """Send the whole file once more: what is there is passed over, what the server lost is enqueued."""

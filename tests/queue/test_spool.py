@@ -421,6 +421,24 @@ def test_replica_level_keeps_the_file_until_replicas_have_it(tmp_path: Path) -> 
         assert server.llen(KEYS.ready) == 1
 
 
+def test_replica_level_sends_a_file_again_to_a_master_that_never_saw_it(tmp_path: Path) -> None:
+    """Enqueued at a new master without replicas, which is deposed in its turn: lost in 6 of 60 double failovers."""
+    with running_server() as (server, url):
+        process = Process(url, tmp_path, durability="replica", durability_timeout=0.05)
+        process.main_link.lose(OSError("away"))
+        process.queue.enqueue(EID, b"record", [b"a"])
+        assert process.replay.turn(), "no replica has it"
+        assert server.llen(KEYS.ready) == 1
+        server.flushall()  # as the next master is, for which the replica has confirmed nothing
+        port = free_port()
+        server.config_set("bind", "127.0.0.1")
+        server.config_set("port", port)
+        with running_server("--replicaof", f"127.0.0.1 {port}") as (replica, _):
+            process.turns_until_empty()
+            assert files_in(tmp_path) == []
+            assert replica.lrange(KEYS.ready, 0, -1) == [b"a"]
+
+
 def test_without_redis_nothing_waits_once_it_is_known_to_be_away(tmp_path: Path) -> None:
     process = Process(f"redis://127.0.0.1:{free_port()}", tmp_path)
     process.queue.enqueue(EID, b"record", [b"a"])
