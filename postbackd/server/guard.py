@@ -17,6 +17,7 @@ import queue
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Container
@@ -33,6 +34,7 @@ PASS_EVERY_S = 0.5
 SLICE = 64  # connections looked at with the GIL held: 0.3 ms
 SLICE_REST_S = 0.002
 SAY_EVERY_S = 10.0
+REST_STEP = 5_000  # objects that the app may keep more of a pass (caches); what is finished meanwhile is not at rest
 LONGEST_STEP_MS = 2_000  # of our clock: a process that was stopped finds nobody late
 SCAN_EVERY_S = 0.02
 AT_REST_MS = 1_000  # nothing arrived for so long: the rest of a request is not on its way
@@ -80,6 +82,7 @@ class Guard(threading.Thread):
         self._watched: dict[int, Watched] = {}
         self._now_ms = 1
         self._looked_s = time.monotonic()
+        self._objects_at_rest = sys.getallocatedblocks()
         self._unsaid: dict[Reason, int] = {}
         self._said_s = 0.0
 
@@ -121,6 +124,7 @@ class Guard(threading.Thread):
         now_s = time.monotonic()
         self._now_ms += min(int((now_s - self._looked_s) * 1000), LONGEST_STEP_MS)
         self._looked_s = now_s
+        objects = sys.getallocatedblocks()  # 4 µs; 0.2 ms when they take 100 MB
         descriptors = listed_descriptors(max(self._watched, default=0))
         for fd in self._watched.keys() - set(descriptors):
             del self._watched[fd]
@@ -132,10 +136,30 @@ class Guard(threading.Thread):
         known = list(self._watched.items())
         for fd, reason in watch.too_many(known, self._limits) if self._may_be_too_many(len(known)) else []:
             self._cut(fd, reason)
-        for fd, reason in watch.too_heavy(known, self._held_bytes(), self._now_ms, self._limits):
+        for fd, reason in self._too_heavy(known, objects):
             self._cut(fd, reason)
         self._say(now_s)
         return None
+
+    def _too_heavy(self, known: list[tuple[int, Watched]], objects: int) -> list[tuple[int, Reason]]:
+        """Whom to cut because unfinished requests take too much memory. `objects` were alive when this pass began.
+
+        Small whole ones seem unfinished, too, while Redis keeps this process waiting: they lie in the kernel, or bjoern
+        has run them and answers all of one turn of its loop together. At the default limit 1,000 clients with 3.4 kB
+        each were cut for that, as if theirs were tiny headers.
+        """
+        if watch.is_calm(known, self._limits):
+            self._objects_at_rest = min(objects, self._objects_at_rest + REST_STEP)
+            return []
+        arriving = watch.arriving_long(known, self._now_ms)
+        more = objects - self._objects_at_rest
+        if not watch.too_heavy(arriving, self._held_bytes(), more, self._limits):
+            return []
+        read = [fd for fd, _ in arriving if not waits_for_us(fd)]
+        for fd in read:
+            self._look(fd)  # answered since
+        arriving = watch.arriving_long([(fd, self._watched[fd]) for fd in read if fd in self._watched], self._now_ms)
+        return watch.too_heavy(arriving, self._held_bytes(), more, self._limits)
 
     def _may_be_too_many(self, count: int) -> bool:
         return count > self._limits.max_connections or 0 < self._limits.per_address < count

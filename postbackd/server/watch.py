@@ -13,7 +13,8 @@ from msgspec import Struct
 HEADER_BYTES = 80 * 1024  # bjoern's parser refuses a longer header
 MIN_BYTES_PER_MS = 64  # 64 kB/s: what moves at least so fast gets the time it needs
 PATIENCE_MS = 1_000  # what has been arriving for less is no load yet, only busy
-HEADER_WEIGHT = 40  # bytes of memory that a byte of many tiny headers takes in bjoern
+HEADER_WEIGHT = 40  # bytes of memory that a byte of many tiny headers takes in bjoern, at most
+OBJECT_BYTES = 100  # of each object that they become: 79 to 99 measured
 
 
 class Reason(Enum):
@@ -129,22 +130,32 @@ def too_many(connections: Iterable[tuple[int, Watched]], limits: Limits) -> list
     return chosen
 
 
+def is_calm(connections: Iterable[tuple[int, Watched]], limits: Limits) -> bool:
+    """Whether unfinished requests take next to nothing, whatever they are."""
+    return 8 * HEADER_WEIGHT * sum(watched.arriving_bytes for _, watched in connections) < limits.arriving_bytes
+
+
+def arriving_long(connections: Iterable[tuple[int, Watched]], now_ms: int) -> list[tuple[int, Watched]]:
+    """Those whose request is more than only under way."""
+    return [(fd, w) for fd, w in connections if w.arriving_since_ms and now_ms - w.arriving_since_ms >= PATIENCE_MS]
+
+
 def too_heavy(
-    connections: Sequence[tuple[int, Watched]], held_bytes: int, now_ms: int, limits: Limits
+    arriving: Sequence[tuple[int, Watched]], held_bytes: int, objects: int, limits: Limits
 ) -> list[tuple[int, Reason]]:
     """Whom to cut because unfinished requests take too much memory: the largest first.
 
     `held_bytes` is what the bodies take, known exactly; the rest of what has arrived are headers, which take many
-    times their size.
+    times their size when they are tiny. Then they show in `objects`: how many more there are than at rest.
     """
-    slow = [(fd, w) for fd, w in connections if w.arriving_since_ms and now_ms - w.arriving_since_ms >= PATIENCE_MS]
-    header_bytes = max(sum(watched.arriving_bytes for _, watched in slow) - held_bytes, 0)
-    surplus = held_bytes + HEADER_WEIGHT * header_bytes - limits.arriving_bytes
+    header_bytes = max(sum(watched.arriving_bytes for _, watched in arriving) - held_bytes, 0)
+    header_memory = min(HEADER_WEIGHT * header_bytes, header_bytes + OBJECT_BYTES * max(objects, 0))
+    surplus = held_bytes + header_memory - limits.arriving_bytes
+    weight = (held_bytes + header_memory) / (held_bytes + header_bytes or 1)
     chosen: list[tuple[int, Reason]] = []
-    for fd, watched in sorted(slow, key=lambda known: -known[1].arriving_bytes):
+    for fd, watched in sorted(arriving, key=lambda known: -known[1].arriving_bytes):
         if surplus <= 0:
             break
-        body_share = held_bytes / (held_bytes + header_bytes or 1)
-        surplus -= int(watched.arriving_bytes * (body_share + HEADER_WEIGHT * (1 - body_share)))
+        surplus -= int(watched.arriving_bytes * weight)
         chosen.append((fd, Reason.MEMORY))
     return chosen

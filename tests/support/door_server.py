@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # Answers with the request as it understood it; every request it has run is a line of `handled`.
 CHILD = """
-import os, socket, sys
+import os, socket, sys, time
 from postbackd.server import guard, held, listener
 from postbackd.server.watch import NO_LIMITS
 
@@ -30,6 +30,7 @@ counts = {"refused": 0, "cut": 0}
 def app(environ, start_response):
     body = environ["wsgi.input"].read()
     os.write(handled, (environ["REQUEST_METHOD"] + " " + environ["PATH_INFO"] + "\\n").encode())
+    time.sleep(float(environ.get("HTTP_X_BUSY_S", "0")))
     answer = repr(counts).encode() if environ["PATH_INFO"] == "/counts" else body
     answer = environ.get("HTTP_X_SHOWN", "").encode() or answer
     if environ["PATH_INFO"] == "/big":

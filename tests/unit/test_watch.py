@@ -7,11 +7,14 @@ from postbackd.server.watch import (
     HEADER_BYTES,
     HEADER_WEIGHT,
     MIN_BYTES_PER_MS,
+    OBJECT_BYTES,
     PATIENCE_MS,
     Limits,
     Look,
     Reason,
     Watched,
+    arriving_long,
+    is_calm,
     too_heavy,
     too_many,
 )
@@ -116,11 +119,30 @@ def arriving(*sizes: int) -> list[tuple[int, Watched]]:
 
 
 def test_largest_unfinished_requests_go_when_they_take_too_much() -> None:
-    later_ms = 1 + PATIENCE_MS
     bodies = arriving(300_000, 600_000, 200_000)
-    assert too_heavy(bodies, 1_100_000, later_ms - 1, LIMITS) == []
-    assert too_heavy(bodies, 1_100_000, later_ms, LIMITS) == [(11, Reason.MEMORY)]
+    assert too_heavy(bodies, 1_100_000, 0, LIMITS) == [(11, Reason.MEMORY)]
     headers = arriving(*[HEADER_BYTES] * 3)
     assert LIMITS.arriving_bytes < 3 * HEADER_BYTES * HEADER_WEIGHT
-    assert len(too_heavy(headers, 0, later_ms, LIMITS)) == 3
-    assert too_heavy(arriving(300, 300, 300), 0, later_ms, LIMITS) == []
+    assert len(too_heavy(headers, 0, 1_000_000, LIMITS)) == 3
+    assert too_heavy(arriving(300, 300, 300), 0, 1_000_000, LIMITS) == []
+
+
+def test_headers_weigh_what_they_have_become() -> None:
+    headers = arriving(*[20_000] * 30)
+    assert LIMITS.arriving_bytes < 30 * 20_000 * HEADER_WEIGHT
+    few = (LIMITS.arriving_bytes - 30 * 20_000) // OBJECT_BYTES
+    assert too_heavy(headers, 0, few, LIMITS) == []
+    assert len(too_heavy(headers, 0, few + 1, LIMITS)) == 1
+    assert too_heavy(headers, 0, -1, LIMITS) == []
+
+
+def test_what_has_only_begun_to_arrive_is_no_load() -> None:
+    begun = arriving(600_000)
+    assert arriving_long(begun, PATIENCE_MS) == []
+    assert arriving_long(begun, 1 + PATIENCE_MS) == begun
+
+
+def test_it_is_calm_while_the_heaviest_headers_would_take_little() -> None:
+    little = LIMITS.arriving_bytes // HEADER_WEIGHT // 8
+    assert is_calm(arriving(little - 1), LIMITS)
+    assert not is_calm(arriving(little // 2, little // 2 + 1), LIMITS)
