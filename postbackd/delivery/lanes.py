@@ -28,6 +28,7 @@ from postbackd.delivery.lane import (
 )
 
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
+FORGET_SHUT_MS = 600_000  # and one with an open breaker, when nobody wanted to send there so long beyond its time
 SWEEP_EVERY_MS = 10_000
 YOUNG_MS = 600_000  # of a worker: what was parked before it came is looked for
 FAST_KEPT_MS = 10_000  # places are kept so long for a fast host that is not seen
@@ -296,7 +297,7 @@ class Lanes(Generic[Delivery]):
             and now_ms - lane.used_ms > IDLE_LANE_MS
             and lane.suspended_ms is None
             and not lane.is_shut(now_ms)
-            and lane.breaker.state is State.CLOSED
+            and (lane.breaker.state is State.CLOSED or now_ms - lane.breaker.open_until_ms > FORGET_SHUT_MS)
             and lane.parked_until_ms <= now_ms
         ]
         for key in idle:

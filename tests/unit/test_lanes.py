@@ -7,7 +7,7 @@ from postbackd.delivery.lane import (
     RATE_WINDOW_MS,
     Bounds,
 )
-from postbackd.delivery.lanes import IDLE_LANE_MS, SWEEP_EVERY_MS, Lanes
+from postbackd.delivery.lanes import FORGET_SHUT_MS, IDLE_LANE_MS, SWEEP_EVERY_MS, Lanes
 
 NOW_MS = 1_000_000
 
@@ -164,6 +164,17 @@ def test_failed_probe_opens_twice_as_long() -> None:
     assert take_all(subject, probed_ms + 2 * FIRST_OPEN_MS - 1000) == []
     fill(subject, "dead", 1, probed_ms + 2 * FIRST_OPEN_MS + 1000)
     assert take_all(subject, probed_ms + 2 * FIRST_OPEN_MS + 1000) == ["dead0"]
+
+
+def test_open_breaker_is_forgotten_when_nobody_sends_there_any_more() -> None:
+    subject = lanes(limit=100)
+    fail_all(subject, "dead", 30, NOW_MS)
+    subject.get("dead").forget_parked()  # type: ignore[union-attr]
+    over_ms = NOW_MS + FIRST_OPEN_MS + FORGET_SHUT_MS
+    list(subject.overflow(over_ms - SWEEP_EVERY_MS))
+    assert subject.get("dead") is not None
+    list(subject.overflow(over_ms + SWEEP_EVERY_MS))
+    assert subject.get("dead") is None
 
 
 def test_host_that_asks_for_a_pause_gets_it_and_no_more_than_a_minute() -> None:
