@@ -120,6 +120,9 @@ install_files() {
     put 0644 init/postbackd.tmpfiles /usr/lib/tmpfiles.d/postbackd.conf
     install -d "$root/usr/share/doc/postbackd"
     install -m 0644 README.md CHANGELOG.md LICENSE docs/*.md "$root/usr/share/doc/postbackd/"
+    put 0644 etc/grafana/dashboard.json /usr/share/doc/postbackd/grafana/dashboard.json
+    put 0644 etc/prometheus/alerts.yml /usr/share/doc/postbackd/prometheus/alerts.yml
+    sed -i 's|\(runbook_url: \)docs/|\1/usr/share/doc/postbackd/|' "$root/usr/share/doc/postbackd/prometheus/alerts.yml"
     install -d -m 0700 "$root/var/lib/postbackd"
     install -d -m 0750 "$root/var/log/postbackd"
 }

@@ -63,6 +63,9 @@ def installs(machine: Installation) -> None:
     enabled = [line.split()[0] for line in states.splitlines() if line.split()[1] == "enabled"]
     assert enabled == ["postbackd.service"] and len(states.splitlines()) == 6
     assert machine.show("ActiveState") == "inactive", "the configuration is looked at first"
+    alerts = machine.path("/usr/share/doc/postbackd/prometheus/alerts.yml").read_text()
+    pages = set(re.findall(r"runbook_url: (.+)#", alerts))
+    assert len(pages) == 1 and machine.path(pages.pop()).exists(), "they lead to the runbook beside them"
     machine.configure()
     machine.root.run("postbackd", "check", "-c", CONFIG)
     # The units as they are installed, with all they name.
