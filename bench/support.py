@@ -207,6 +207,11 @@ class Daemon:
                 raise SystemExit("bench: the daemon did not start: " + (folder / "output").read_text())
             time.sleep(0.02)
 
+    def end(self) -> None:
+        """Stop it before its block ends."""
+        self._started.terminate()
+        self._started.wait()
+
     def pids(self, role: str) -> list[int]:
         rows = json.loads((self.folder / "processes.json").read_text())
         return [int(row["pid"]) for row in rows if row["role"] == role]
