@@ -5,6 +5,7 @@ closed ── ≥ 20 attempts in 60 s, ≥ 70 % of them failed ──> open for 
 open ── its time is over ──> half open: one attempt, the probe
 half open ── the probe failed ──> open, twice as long as before, at most 10 min
           ── it did not ──> closed, with nothing remembered
+open ── nobody wants to send there for ten minutes beyond its time ──> the same
 
 A failure is one of the host (no connection, time-out, 5xx), not an answer that refuses one postback (4xx).
 
@@ -86,6 +87,10 @@ class Breaker:
             self.state = State.HALF_OPEN
             return True
         return False
+
+    def forget(self, now_ms: int) -> None:
+        """What it knows is too old to count."""
+        self._close(now_ms)
 
     def adopt(self, sibling: "Hint", now_ms: int) -> None:
         """Take over what another worker of this machine has found out since we did: it has the same host before it."""

@@ -216,6 +216,13 @@ class Lane(Generic[Delivery]):
             self._begin_round()
             oplog.info("breaker_closed", host=self.host_key)
 
+    def forget_breaker(self, now_ms: int) -> None:
+        """Nobody has wanted to send there for long: who is next finds it closed, and whoever watches is told so."""
+        self.breaker.forget(now_ms)
+        self.set_gate()
+        self._begin_round()
+        oplog.info("breaker_closed", host=self.host_key, why="nothing is sent there any more")
+
     def is_shut(self, now_ms: int) -> bool:
         """Whether nothing may start now."""
         return now_ms < self.gate_ms

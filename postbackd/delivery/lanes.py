@@ -28,7 +28,7 @@ from postbackd.delivery.lane import (
 )
 
 IDLE_LANE_MS = 60_000  # a lane unused this long is forgotten
-FORGET_SHUT_MS = 600_000  # and one with an open breaker, when nobody wanted to send there so long beyond its time
+FORGET_SHUT_MS = 600_000  # an open breaker is forgotten when nobody wanted to send there so long beyond its time
 SWEEP_EVERY_MS = 10_000
 YOUNG_MS = 600_000  # of a worker: what was parked before it came is looked for
 FAST_KEPT_MS = 10_000  # places are kept so long for a fast host that is not seen
@@ -289,6 +289,11 @@ class Lanes(Generic[Delivery]):
 
     def _sweep(self, now_ms: int) -> None:
         self._swept_ms = now_ms
+        for lane in self:
+            is_idle = not lane.waiting and not lane.in_flight
+            is_over = now_ms - lane.breaker.open_until_ms > FORGET_SHUT_MS
+            if lane.breaker.state is not State.CLOSED and is_idle and is_over:
+                lane.forget_breaker(now_ms)
         idle = [
             key
             for key, lane in self._lanes.items()
@@ -297,7 +302,7 @@ class Lanes(Generic[Delivery]):
             and now_ms - lane.used_ms > IDLE_LANE_MS
             and lane.suspended_ms is None
             and not lane.is_shut(now_ms)
-            and (lane.breaker.state is State.CLOSED or now_ms - lane.breaker.open_until_ms > FORGET_SHUT_MS)
+            and lane.breaker.state is State.CLOSED
             and lane.parked_until_ms <= now_ms
         ]
         for key in idle:

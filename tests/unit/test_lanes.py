@@ -169,12 +169,15 @@ def test_failed_probe_opens_twice_as_long() -> None:
 def test_open_breaker_is_forgotten_when_nobody_sends_there_any_more() -> None:
     subject = lanes(limit=100)
     fail_all(subject, "dead", 30, NOW_MS)
-    subject.get("dead").forget_parked()  # type: ignore[union-attr]
     over_ms = NOW_MS + FIRST_OPEN_MS + FORGET_SHUT_MS
     list(subject.overflow(over_ms - SWEEP_EVERY_MS))
-    assert subject.get("dead") is not None
-    list(subject.overflow(over_ms + SWEEP_EVERY_MS))
-    assert subject.get("dead") is None
+    assert fill(subject, "dead", 3, over_ms - SWEEP_EVERY_MS), "only a probe may stay"
+    assert take_all(subject, over_ms - SWEEP_EVERY_MS) == ["dead0"]
+    subject.failed("dead", over_ms, is_fault=True, is_dead=True)
+    list(subject.overflow(over_ms + RATE_WINDOW_MS))
+    forgotten_ms = over_ms + 2 * FIRST_OPEN_MS + FORGET_SHUT_MS + SWEEP_EVERY_MS
+    list(subject.overflow(forgotten_ms))
+    assert not fill(subject, "dead", 3, forgotten_ms) and len(take_all(subject, forgotten_ms)) == 3
 
 
 def test_host_that_asks_for_a_pause_gets_it_and_no_more_than_a_minute() -> None:
