@@ -14,6 +14,7 @@ from postbackd import oplog
 SLEW_BOUND_MS = 1000  # a larger step is set at once: slewing it would take too long
 SLEW_SHARE = 0.1  # of each difference is taken over per sync, so network jitter hardly moves the clock
 WARN_SKEW_MS = 60_000
+HINT = "set this machine's or the server's time: timedatectl on both"
 
 
 def _wall_ms() -> int:
@@ -38,7 +39,7 @@ class Clock:
         self._wall_ms = wall_ms
         self._offset_ms = wall_ms() - monotonic_ms()
         self._is_set = False
-        self._warned = False
+        self._is_skewed = False
 
     def now_ms(self) -> int:
         """Server time now, in ms since 1970."""
@@ -62,6 +63,8 @@ class Clock:
             self._offset_ms += int(difference_ms * SLEW_SHARE)
         self._is_set = True
         skew_ms = server_ms - self._wall_ms()
-        if abs(skew_ms) > WARN_SKEW_MS and not self._warned:
-            self._warned = True
-            oplog.warning("clock_skew", skew_s=round(skew_ms / 1000, 1), hint="set this machine's or the server's time")
+        is_skewed = abs(skew_ms) > WARN_SKEW_MS
+        if is_skewed is not self._is_skewed:
+            self._is_skewed = is_skewed
+            if oplog.changed("clock", "skewed" if is_skewed else "right") and is_skewed:
+                oplog.warning("clock_skew", skew_s=round(skew_ms / 1000, 1), hint=HINT)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from postbackd.clock import HINT, WARN_SKEW_MS
 from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
 from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import Route, ServerRoute, route_to
@@ -35,7 +36,7 @@ REPLICA = Finding(
 def check_server(url: str, shards: int = 1) -> list[Finding]:
     """What there is to say about the servers behind a url; a single `fail` when one of them cannot be reached."""
     try:
-        return [*look_at_servers(url, shards), *_look_at_others(route_to(url))]
+        return [*look_at_servers(url, shards), *_clocks(route_to(url), shards), *_look_at_others(route_to(url))]
     except QueueUnavailableError as error:
         return [Finding("fail", f"queue: {error} {MEND_AWAY}")]
 
@@ -76,6 +77,19 @@ def _masters(route: Route, shards: int) -> Iterator[Wire]:
 def _of(nodes: Sequence[Node | None], finding: Finding) -> Finding:
     """The same, with whom it is about."""
     return finding._replace(text=finding.text.replace("queue:", f"queue: {', '.join(map(str, nodes))}:", 1))
+
+
+def _clocks(route: Route, shards: int) -> list[Finding]:
+    """Servers whose time is far from this machine's; a daemon says so itself (`clock_skew`)."""
+    findings = []
+    for wire in _masters(route, shards):
+        seconds, micros = wire.call("TIME")
+        ahead_ms = int(seconds) * 1000 + int(micros) // 1000 - time.time_ns() // 1_000_000
+        if abs(ahead_ms) > WARN_SKEW_MS:
+            where = "ahead of" if ahead_ms > 0 else "behind"
+            text = f"queue: the server's clock is {abs(ahead_ms) // 1000} s {where} this machine's: {HINT}."
+            findings.append(_of([wire.node], Finding("warn", text)) if wire.node else Finding("warn", text))
+    return findings
 
 
 def _look_at_others(route: Route) -> list[Finding]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -638,6 +639,14 @@ def test_number_that_another_owns_is_given_up(server: redis.Redis, url: str, tmp
 def test_fit_server_is_only_warned_of_its_persistence(url: str) -> None:
     assert [finding.level for finding in check_server(url)] == ["ok", "ok", "warn"]
     assert len(refuse_unfit(url, 0, lambda: None)) == 1
+
+
+def test_clock_far_from_the_servers_is_warned_of(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_ns = time.time_ns
+    for shift_s, text in ((-100, "100 s ahead of"), (100, "s behind"), (50, None)):
+        monkeypatch.setattr(time, "time_ns", lambda shift_s=shift_s: real_ns() + shift_s * 10**9)
+        found = [finding.text for finding in check_server(url) if "clock" in finding.text]
+        assert (len(found) == 1 and text in found[0]) if text else not found
 
 
 def test_server_that_is_a_replica_for_a_while_counts_as_away(server: redis.Redis, url: str) -> None:
