@@ -7,11 +7,12 @@ For each way: the master fails, the sentinels (down-after 1 s) name another, the
 replica, load all the while; then every acknowledged id is held against what the target answered. Seconds without
 delivery begin with the fault and hold the sentinels' own time (about 2.3 s).
 
-kill, stop and cut (a proxy holds back every byte to the master) run on this machine. As root also unplug, part and
-side: each server and each sentinel is in a network namespace, and the master's is cut off from everybody, from
-everybody but postbackd, and with postbackd from everybody else. What level server may cost shows with --fail-rate: with
-targets that are well everything is delivered before the deposed master comes back without it. With fewer --copies than
-replicas the sentinels may name one that lacks acknowledged postbacks, since they go by offsets some seconds old.
+kill, stop, cut (a proxy holds back every byte to the master) and again (the next master is deposed at once, too) run on
+this machine. As root also unplug, part and side: each server and each sentinel is in a network namespace, and the
+master's is cut off from everybody, from everybody but postbackd, and with postbackd from everybody else. What level
+server may cost shows with --fail-rate: with targets that are well everything is delivered before the deposed master
+comes back without it. With fewer --copies than replicas the sentinels may name one that lacks acknowledged postbacks,
+since they go by offsets some seconds old.
 """
 
 import sys
@@ -20,7 +21,7 @@ import time
 import click
 
 from bench.failover_parts.hosts import may_make_namespaces
-from bench.failover_parts.sentinels import CUTS, HOWS, sentinel_group
+from bench.failover_parts.sentinels import AGAIN, CUTS, HOWS, sentinel_group
 from bench.failover_parts.servers import wait_until
 from bench.failover_parts.trial import Figures, trial
 from bench.support import report
@@ -32,6 +33,7 @@ NAMES = {
     "kill": "master killed (-9)",
     "stop": "master stopped (SIGSTOP)",
     "cut": "master cut off by a proxy",
+    AGAIN: "master killed, the next one deposed at once",
     "unplug": "master cut off from everybody",
     "part": "master cut off from all but postbackd",
     "side": "master and postbackd cut off from all others",
@@ -69,7 +71,7 @@ def fail_over(
 @click.option("--copies", default=1, show_default=True, help="Replicas that a 202 waits for, of those.")
 @click.option("--durability", default="replica", show_default=True, type=click.Choice(["server", "replica"]))
 @click.option("--fail-rate", default=0.0, show_default=True, help="Attempts refused, to be tried again in 15 s.")
-@click.option("--how", multiple=True, type=click.Choice([*HOWS, *CUTS]), help="Only these.")
+@click.option("--how", multiple=True, type=click.Choice(list(NAMES)), help="Only these.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     replicas: int,
@@ -86,7 +88,7 @@ def main(
     figures: dict[str, object] = {"replicas": replicas, "rate": rate, "items": items, "durability": durability}
     figures["fail_rate"] = fail_rate
     failed = False
-    for one in how or (*HOWS, *(CUTS if may_make_namespaces() else ())):
+    for one in how or (*HOWS, AGAIN, *(CUTS if may_make_namespaces() else ())):
         found, named_s = fail_over(one, replicas, rate, items, durability, fail_rate, copies)
         failed |= bool(found.lost and durability == "replica") or bool(found.wrong)
         figures[one] = {**found._asdict(), "named_s": named_s}

@@ -29,6 +29,7 @@ SERVICE = "postbacks"
 DOWN_AFTER_MS = 1000
 SENTINELS = 3
 HOWS = ("kill", "stop", "cut")  # what can be done to a server on this machine
+AGAIN = "again"  # killed, and the next master is deposed at once
 CUTS = ("unplug", "part", "side")  # and on a network: see Network.cut_off
 WATCHER, WATCHER_PASSWORD = "watcher", "w@tch"
 
@@ -146,9 +147,22 @@ class SentinelGroup:
             assert self.net is not None
             self.net.cut_off(before.machine, how)
         else:
-            before.fail(how)
+            before.fail("kill" if how == AGAIN else how)
         wait_until(lambda: self.master() is not before, "another master is named")
+        if how == AGAIN:
+            self._depose(self.master())
         return before
+
+    def _depose(self, master: Server) -> None:
+        """Have the sentinels name another, though this one is well, as they do on a machine that stands still."""
+        client = self.sentinels[0].client
+
+        def is_ordered() -> bool:  # refused until the failover before has ended and the replica is seen to follow
+            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+            return True
+
+        wait_until(is_ordered, "the sentinels begin another failover")
+        wait_until(lambda: self.master() is not master, "another master is named")
 
     def mend(self, before: Server, how: str) -> None:
         """Undo it."""
@@ -156,7 +170,7 @@ class SentinelGroup:
             assert self.net is not None
             self.net.mend()
         else:
-            before.mend(how)
+            before.mend("kill" if how == AGAIN else how)
 
     def is_whole(self) -> bool:
         """Whether one server is master and all others are its replicas, in step."""

@@ -146,7 +146,7 @@ def trial(
     record = ["--record", str(folder / "received.jsonl")]
     sink = sink_command(sink_port, *record, "--latency", "0.005", "--fail-rate", str(fail_rate))
     if fail_rate:
-        settings = [*settings, "retry.schedule=[15, 1, 1, 1]"]
+        settings = [*settings, "retry.schedule=[15, 1, 1, 1]", "retry.max_attempts=25"]  # none may die of it
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.enter_context(process(None, sink, stdout=subprocess.DEVNULL))

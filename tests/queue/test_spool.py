@@ -422,7 +422,7 @@ def test_replica_level_keeps_the_file_until_replicas_have_it(tmp_path: Path) -> 
 
 
 def test_replica_level_sends_a_file_again_to_a_master_that_never_saw_it(tmp_path: Path) -> None:
-    """Enqueued at a new master without replicas, which is deposed in its turn: lost in 6 of 60 double failovers."""
+    """Enqueued at a new master without replicas, which is deposed in its turn: lost in 7 of 17 double failovers."""
     with running_server() as (server, url):
         process = Process(url, tmp_path, durability="replica", durability_timeout=0.05)
         process.main_link.lose(OSError("away"))
