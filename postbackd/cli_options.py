@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from postbackd import suggestion
+from postbackd import oplog, suggestion
 from postbackd.errors import ConfigError, ExitCode, PostbackdError
 from postbackd.settings import Settings
 
@@ -21,7 +21,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PostbackdError as error:
-            click.echo(f"postbackd: {error}", err=True)
+            oplog.message(f"postbackd: {error}")  # to the journal with its priority
             usage = error.exit_code == ExitCode.USAGE
             ctx.exit(ExitCode.USAGE if usage else ExitCode.FAILED)
         except BrokenPipeError:  # `postbackd config | head`

@@ -38,7 +38,10 @@ _M_MMAP_THRESHOLD = -3
 
 def open_listener(host: str, port: int) -> socket.socket:
     """The socket that systemd handed over, else one bound here."""
-    inherited = systemd.inherited_sockets()
+    try:
+        inherited = systemd.inherited_sockets()
+    except OSError as error:
+        raise BootError(f"systemd handed over what is no socket ({error.strerror}): name one ListenStream") from error
     if len(inherited) > 1:
         raise BootError(
             f"systemd handed over {len(inherited)} sockets, but there is one ingest socket: name one ListenStream"
