@@ -136,7 +136,7 @@ class Wire:
 
     def read(self) -> Any:
         """The next reply, waiting for it; error replies are returned as hiredis.ReplyError. Raises QueueUnsureError."""
-        reply = self._reader.gets()
+        reply = self._next()
         slices = self._slices
         while reply is False:
             try:
@@ -150,8 +150,8 @@ class Wire:
             if not data:
                 self.close()
                 raise QueueUnsureError("Redis closed the connection.")
-            self._feed(data)
-            reply = self._reader.gets()
+            self._reader.feed(data)
+            reply = self._next()
         return reply
 
     def receive(self) -> list[Any]:
@@ -168,8 +168,8 @@ class Wire:
             if not data:
                 self.close()
                 raise QueueUnsureError("Redis closed the connection.")
-            self._feed(data)
-            while (reply := self._reader.gets()) is not False:
+            self._reader.feed(data)
+            while (reply := self._next()) is not False:
                 replies.append(reply)
             if len(data) < READ_BYTES and not isinstance(self._socket, ssl.SSLSocket):
                 return replies
@@ -184,9 +184,10 @@ class Wire:
         finally:
             self._socket.settimeout(timeout_s)
 
-    def _feed(self, data: bytes) -> None:
+    def _next(self) -> Any:
+        """The next reply of what has come, False when it is not whole yet."""
         try:
-            self._reader.feed(data)
+            return self._reader.gets()
         except hiredis.ProtocolError as error:
             self.close()
             raise QueueUnsureError(f"what answers is no Redis: {error}.") from None
