@@ -132,7 +132,7 @@ def _standby(wire: Wire, route: Route) -> list[Finding]:
 def _server(wire: Wire, route: Route) -> list[Finding]:
     info = _info(wire)
     policy = _config(wire, "maxmemory-policy") or info.get("maxmemory_policy", "")
-    findings = [_version(info), _eviction(policy), _persistence(info, _config(wire, "appendfsync")), *_room(info)]
+    findings = [_version(info), _eviction(policy), _persistence(info, _fsyncs(wire)), *_room(info)]
     if info.get("role") == "slave":
         return [*findings, REPLICA]
     if isinstance(route, ClusterRoute):
@@ -221,14 +221,21 @@ def _eviction(policy: str) -> Finding:
     )
 
 
+def _fsyncs(wire: Wire) -> str | None:
+    """When the server fsyncs its append-only file: its appendfsync, or `no` where it stops doing so for the length of
+    each rewrite and snapshot; None where managed services hide CONFIG."""
+    return "no" if _config(wire, "no-appendfsync-on-rewrite") == "yes" else _config(wire, "appendfsync")
+
+
 def _persistence(info: dict[str, str], appendfsync: str | None) -> Finding:
     if info.get("aof_enabled") != "1":
         return Finding("warn", "queue: appendonly is off: a restart of the server loses the queue. Set appendonly yes.")
     if appendfsync == "always":
         return Finding("ok", "queue: appendonly yes, appendfsync always: an acknowledged postback is on its disk")
+    named = "no (or no-appendfsync-on-rewrite yes)" if appendfsync == "no" else appendfsync or "unknown"
     return Finding(
         "warn",
-        f"queue: appendfsync is {appendfsync or 'unknown'}: a power cut of the server can lose "
+        f"queue: appendfsync is {named}: a power cut of the server can lose "
         f"{'some 30 s' if appendfsync == 'no' else 'up to 2 s'} of acknowledged postbacks. Set appendfsync always for "
         "none.",
     )
@@ -281,9 +288,10 @@ def replicas_of(url: str, shards: int = 1) -> int:
 
 
 def persistence_of(url: str, shards: int = 1) -> str | None:
-    """appendfsync, None without append-only file, of the server that may lose most; raises QueueUnavailableError."""
+    """appendfsync, None without append-only file, of the server that may lose most; raises QueueUnavailableError.
+    `no` also where rewrites stop it."""
     found = [
-        (_config(wire, "appendfsync") or "unknown") if _info(wire).get("aof_enabled") == "1" else None
+        (_fsyncs(wire) or "unknown") if _info(wire).get("aof_enabled") == "1" else None
         for wire in _masters(route_to(url), shards)
     ]
     worst_first = (None, "no", "unknown", "everysec", "always")

@@ -2,8 +2,9 @@
 """What an acknowledgement waits for (QUEUE.md, "enqueue": Ack).
 
 server    the reply: what the server's own append-only file gives
-fsync     the reply of a server that fsyncs before each reply: `appendonly yes` and `appendfsync always`, looked at on
-          every new connection. (WAITAOF is not enough: under everysec it can answer before the fsync has ended.)
+fsync     the reply of a server that fsyncs before each reply: `appendonly yes`, `appendfsync always` and
+          `no-appendfsync-on-rewrite no`, looked at on every new connection and once a minute, since CONFIG SET changes
+          them under it. (WAITAOF is not enough: under everysec it can answer before the fsync has ended.)
 replica   WAIT behind the write, in the same packet: so many replicas have it
 """
 
@@ -62,14 +63,25 @@ class Durability:
 
 def prove_fsync(wire: Wire) -> None:
     """Raise QueueUnavailableError unless the server's reply is the proof of an fsync."""
+    wanted = {b"appendonly": b"yes", b"appendfsync": b"always", b"no-appendfsync-on-rewrite": b"no"}
     try:
-        found = dict(
-            wire.call("CONFIG", "GET", name) or (name.encode(), b"?") for name in ("appendonly", "appendfsync")
-        )
+        reply = wire.call("CONFIG", "GET", *wanted)
+        persistence = wire.call("INFO", "persistence")
     except QueueUnavailableError as error:
         raise QueueUnavailableError(f"queue.durability = fsync cannot be verified here: {error}") from None
-    if (found.get(b"appendonly"), found.get(b"appendfsync")) != (b"yes", b"always"):
+    found = dict(zip(reply[::2], reply[1::2], strict=True))
+    wrong = [
+        f"CONFIG SET {name.decode()} {value.decode()}" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if wrong:
         raise QueueUnavailableError(
-            "queue.durability = fsync needs a server with appendonly yes and appendfsync always: "
-            "CONFIG SET appendonly yes, CONFIG SET appendfsync always, and the same in its configuration."
+            "queue.durability = fsync needs a server with appendonly yes, appendfsync always and "
+            f"no-appendfsync-on-rewrite no: {', '.join(wrong)}, and the same in its configuration."
+        )
+    # After CONFIG SET appendonly yes nothing of the new file counts until all that was there before is in it: a kill -9
+    # in between cost every write since, each fsynced before its reply.
+    if b"aof_rewrite_in_progress:1" in persistence and b"aof_current_size:0\r" in persistence:
+        raise QueueUnavailableError(
+            "queue.durability = fsync: the server is writing its first append-only file and has none until that is "
+            "done: wait until INFO persistence says aof_rewrite_in_progress:0."
         )

@@ -34,7 +34,8 @@ class Link:
         reply_timeout_s: float = REPLY_TIMEOUT_S,
         shard: int = 0,
     ) -> None:
-        """`prove` looks at each new connection and raises QueueUnavailableError where it must not be used."""
+        """`prove` looks at each new connection, and once a minute at one in use, and raises QueueUnavailableError where
+        it must not be used."""
         self._url = url
         self.shard = shard
         self._prove = prove
@@ -56,6 +57,7 @@ class Link:
                 self._used_ms = now_ms
                 if now_ms - self._synced_ms > SYNC_EVERY_MS:
                     self._sync(wire, now_ms)
+                    self._prove(wire)  # CONFIG SET changes a server under its connections
                 return wire
             wire.close()
         return self._connect(now_ms)

@@ -66,7 +66,8 @@ def _queue(settings: Settings) -> list[Finding]:
             return [Finding("warn", f"{findings[0].text} run starts all the same here: ingest spools, delivery waits.")]
         has_failed = any(finding.level == "fail" for finding in findings)
         if settings.queue.durability == "fsync" and not has_failed and _persistence(settings) != "always":
-            findings.append(Finding("fail", "queue: durability fsync needs appendonly yes and appendfsync always."))
+            needed = "appendonly yes, appendfsync always and no-appendfsync-on-rewrite no"
+            findings.append(Finding("fail", f"queue: durability fsync needs {needed}."))
         if settings.queue.durability == "replica" and not has_failed:
             findings.append(_replicas(settings))
         return findings

@@ -27,7 +27,8 @@ from postbackd.errors import (
     RecordConflictError,
     ReplicasMissingError,
 )
-from postbackd.queue.check import check_server, losses, refuse_unfit, replicas_of
+from postbackd.queue import link
+from postbackd.queue.check import check_server, losses, persistence_of, refuse_unfit, replicas_of
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
 from postbackd.queue.idle_wait import IdleWait
@@ -39,7 +40,7 @@ from postbackd.queue.worker_number import USABLE_MS, Kept, WorkerNumber
 from postbackd.scoreboard import monotonic_ms
 from postbackd.settings import Queue
 from tests.support.daemon import free_port, wait_until
-from tests.support.servers import running_server
+from tests.support.servers import Server, running_server
 
 KEYS = Keys("pb")
 EID = bytes(range(8))
@@ -218,6 +219,23 @@ def test_idle_connection_that_was_closed_is_noticed_before_it_is_used(server: re
     wait_until(wire.has_gone, "the close has arrived")
 
 
+def test_answer_that_is_no_redis_reply_ends_the_connection(server: redis.Redis, url: str) -> None:
+    """A proxy that speaks HTTP when its Redis is away: the connection was kept, and each request after it a 500."""
+    subject, worker = enqueuer_of(url), worker_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    wire = subject._link._wire
+    assert wire is not None
+    wire._reader.feed(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")  # as if it had come
+    with pytest.raises(QueueUnsureError, match="what answers is no Redis"):
+        subject.enqueue(EID, RECORD, [b"b"])
+    subject.enqueue(EID, RECORD, [b"c"])
+    assert server.lrange(KEYS.ready, 0, -1) == [b"a", b"b", b"c"]
+    assert worker.send(1) and worker._wire is not None
+    worker._wire._reader.feed(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+    wait_until(lambda: worker.receive() is None and not worker.is_connected, "the same where nobody waits for it")
+    assert "no Redis" in worker.last_error
+
+
 def test_signals_do_not_put_off_the_time_out(server: redis.Redis, url: str) -> None:
     """Each made Python wait the whole time-out again: an ingest process hung for as long as Redis stood still."""
     wire = Wire(url, 1.5)
@@ -332,6 +350,46 @@ def test_fsync_is_refused_unless_the_server_proves_it(server: redis.Redis, url: 
         enqueuer_of(every_second, durability="fsync").enqueue(EID, RECORD, [b"a"])
     with running_server("--appendonly", "yes", "--appendfsync", "always") as (_, always):
         assert enqueuer_of(always, durability="fsync").enqueue(EID, RECORD, [b"b"]) == 1
+
+
+def test_fsync_is_refused_where_rewrites_stop_it(server: redis.Redis) -> None:
+    """With `no-appendfsync-on-rewrite yes` a server that rewrites its file made no fsync at all before its replies."""
+    with running_server("--appendonly", "yes", "--appendfsync", "always") as (always, url):
+        always.config_set("no-appendfsync-on-rewrite", "yes")
+        with pytest.raises(QueueUnavailableError, match="CONFIG SET no-appendfsync-on-rewrite no, and"):
+            enqueuer_of(url, durability="fsync").enqueue(EID, RECORD, [b"a"])
+        assert persistence_of(url) == "no"
+        always.config_set("no-appendfsync-on-rewrite", "no")
+        assert enqueuer_of(url, durability="fsync").enqueue(EID, RECORD, [b"b"]) == 1
+        assert persistence_of(url) == "always"
+
+
+def test_fsync_is_refused_while_the_first_append_only_file_is_written() -> None:
+    """CONFIG SET appendonly yes, as we advise: what is written before the file is whole does not survive a kill -9."""
+    server = Server("--appendonly", "no", "--appendfsync", "always")
+    try:
+        server.client.set("before", 1)
+        server.client.config_set("rdb-key-save-delay", 60_000_000)  # µs
+        server.client.config_set("appendonly", "yes")
+        with pytest.raises(QueueUnavailableError, match="aof_rewrite_in_progress"):
+            enqueuer_of(server.url, durability="fsync").enqueue(EID, RECORD, [b"a"])
+        assert server.client.llen(KEYS.ready) == 0
+    finally:
+        server.kill()
+        server.destroy()
+
+
+def test_fsync_is_looked_at_again_on_a_connection_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server("--appendonly", "yes", "--appendfsync", "always") as (server, url):
+        subject = enqueuer_of(url, durability="fsync")
+        subject.enqueue(EID, RECORD, [b"a"])
+        server.config_set("appendfsync", "everysec")
+        monkeypatch.setattr(link, "SYNC_EVERY_MS", -1)  # a minute later
+        with pytest.raises(QueueUnavailableError, match="CONFIG SET appendfsync always"):
+            subject.enqueue(EID, RECORD, [b"b"])
+        assert server.lrange(KEYS.ready, 0, -1) == [b"a"]
+        server.config_set("appendfsync", "always")
+        assert subject.enqueue(EID, RECORD, [b"b"]) == 2
 
 
 def test_replica_level_waits_and_never_acknowledges_what_the_replica_lacks(server: redis.Redis, url: str) -> None:
