@@ -9,12 +9,16 @@ replica   WAIT behind the write, in the same packet: so many replicas have it
 """
 
 import re
+import time
 from collections.abc import Callable
+from typing import Literal
 
 from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueUnavailableError, ReplicasMissingError
 from postbackd.queue.wire import Wire, pack
 from postbackd.settings import Queue
 
+FSYNC_AFTER_S = 2.0  # after a reply: an fsync that ran when it came has ended by then, or INFO shows it
+LONGEST_FSYNC_S = 20.0
 LONGEST_LAG_S = 2  # since a replica was heard of; they speak once a second
 
 
@@ -59,6 +63,39 @@ class Durability:
                 f"{replicas} of {self._replicas} replicas had it after {self._timeout_ms} ms "
                 "(queue.durability_timeout)."
             )
+
+    def wait_until_kept(self, wire: Wire) -> str | None:
+        """Wait until what this connection wrote last is as safe as an acknowledged request; why it is not.
+
+        For what is to be deleted elsewhere. Where no reply is the proof, it is there after the next fsync.
+        """
+        if self.waits:
+            count = wire.call(*self.wait_command)
+            return None if self.is_enough(count) else f"{count} of {self._replicas} replicas have them."
+        try:
+            prove_fsync(wire)
+            return None
+        except QueueUnavailableError as error:
+            if self.level == "fsync":
+                return str(error)
+        deadline_s = time.monotonic() + LONGEST_FSYNC_S
+        while fsync_state(wire) != "none":
+            time.sleep(FSYNC_AFTER_S)
+            if fsync_state(wire) == "done":
+                break
+            if time.monotonic() > deadline_s:
+                return "the server does not fsync its append-only file: look at its disk."
+        return None
+
+
+def fsync_state(wire: Wire) -> Literal["none", "pending", "done"]:
+    """Of the append-only file: there is none; an fsync is under way, or it cannot be written; neither."""
+    lines = wire.call("INFO", "persistence").decode(errors="replace").splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    if found.get("aof_enabled") != "1":
+        return "none"
+    is_done = found.get("aof_pending_bio_fsync") == "0" and found.get("aof_last_write_status") == "ok"
+    return "done" if is_done else "pending"
 
 
 def prove_fsync(wire: Wire) -> None:

@@ -11,7 +11,7 @@ import hiredis
 
 from postbackd import oplog
 from postbackd.errors import PostbackdError, QueueFullError, QueueUnavailableError, RecordConflictError
-from postbackd.queue.durability import Durability
+from postbackd.queue.durability import FSYNC_AFTER_S, Durability, fsync_state
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.link import Link
@@ -24,7 +24,7 @@ from postbackd.scoreboard import Cell, monotonic_ms
 SPOOLED_TTL_S = 2_592_000  # 30 days
 BATCH_REQUESTS = 64  # in one write; the script refuses each unless the one before it is in
 BATCH_BYTES = 262_144
-CONFIRM_AFTER_MS = 2000  # an fsync that ran when the reply came has ended by then, or INFO shows it
+CONFIRM_AFTER_MS = int(FSYNC_AFTER_S * 1000)
 
 
 class _Progress:
@@ -212,24 +212,17 @@ class ShardReplay:
         """Whether what Redis confirmed survives what the spool would have survived; False: ask again later."""
         if progress.done == 0 or self._durability.level == "fsync":
             return True
-        spooled = self._keys.spooled(progress.file.stream)
-        if self._durability.waits:
-            # A second failover may have come between: this master may never have seen what the last one confirmed.
-            if not self._has(wire, progress):
-                return self._again(progress)
-            # A write on this connection, since WAIT looks at the last one made on it.
-            wire.call("EXPIRE", spooled, SPOOLED_TTL_S)
-            return self._durability.is_enough(wire.call(*self._durability.wait_command))
-        if progress.run_id != self._run_id:  # restarted since: perhaps without the last requests
+        # Another server may answer by now, or the same with older data: what it has of the file, it must say itself.
+        if progress.run_id != self._run_id or not self._has(wire, progress):
             return self._again(progress)
-        found = info(wire, "persistence")
-        if found.get("aof_enabled") != "1":
+        # A write on this connection: WAIT looks at the last one made on it, and a server deposed since refuses it.
+        wire.call("EXPIRE", self._keys.spooled(progress.file.stream), SPOOLED_TTL_S)
+        if self._durability.waits:
+            return self._durability.is_enough(wire.call(*self._durability.wait_command))
+        state = fsync_state(wire)
+        if state == "none":
             return True
-        if monotonic_ms() - progress.ended_ms < CONFIRM_AFTER_MS:
-            return False
-        if found.get("aof_pending_bio_fsync") != "0" or found.get("aof_last_write_status") != "ok":
-            return False
-        return self._has(wire, progress) or self._again(progress)
+        return state == "done" and monotonic_ms() - progress.ended_ms >= CONFIRM_AFTER_MS
 
     def _has(self, wire: Wire, progress: _Progress) -> bool:
         """Whether the server that answers now has the file, as far as it was confirmed."""

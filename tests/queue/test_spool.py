@@ -439,6 +439,25 @@ def test_replica_level_sends_a_file_again_to_a_master_that_never_saw_it(tmp_path
             assert replica.lrange(KEYS.ready, 0, -1) == [b"a"]
 
 
+def test_server_level_keeps_the_file_when_its_server_is_master_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REPLICAOF ends no connection, and a replica tells what it had as a master; what it will have, its master says."""
+    with running_server("--appendonly", "yes", "--appendfsync", "everysec") as (server, url):
+        process = Process(url, tmp_path)
+        process.main_link.lose(OSError("away"))
+        process.queue.enqueue(EID, b"record", [b"a"])
+        monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 60_000)
+        assert process.replay.turn(), "enqueued, and perhaps not fsynced"
+        monkeypatch.setattr(shard_replay, "CONFIRM_AFTER_MS", 0)
+        server.replicaof("127.0.0.1", free_port())
+        for _ in range(3):
+            assert process.replay.turn()
+        server.replicaof("no", "one")
+        process.turns_until_empty()
+        assert (files_in(tmp_path), server.llen(KEYS.ready)) == ([], 1)
+
+
 def test_without_redis_nothing_waits_once_it_is_known_to_be_away(tmp_path: Path) -> None:
     process = Process(f"redis://127.0.0.1:{free_port()}", tmp_path)
     process.queue.enqueue(EID, b"record", [b"a"])
