@@ -51,12 +51,14 @@ _overflow_option = click.option("--overflow", is_flag=True, help="Those that the
 def _open_dead(config: str | None, overrides: tuple[str, ...], overflow: bool = False) -> Any:
     from postbackd.queue.dead_letters import DeadLetters
     from postbackd.queue.dead_overflow import NAME, OverflowLetters
+    from postbackd.queue.durability import Durability
     from postbackd.queue.embedded import running_url
 
     settings = load_settings(config, overrides)
     url = running_url(settings.queue, settings.data_dir)
     if overflow:
-        return OverflowLetters(Path(settings.data_dir) / NAME, url, settings.queue.prefix, settings.queue.shards)
+        path, queue = Path(settings.data_dir) / NAME, settings.queue
+        return OverflowLetters(path, url, queue.prefix, queue.shards, Durability(queue))
     return DeadLetters(url, settings.queue.prefix, settings.queue.shards)
 
 

@@ -115,8 +115,9 @@ class DeadLetters:
         """Give them back to ready, a page at most; how many were still dead. Twice does no harm."""
         return sum(self._shards[shard].replay(part) for shard, part in by_shard(letters, len(self._shards)))
 
-    def finish(self) -> None:
-        """Nothing is left to do once all pages are replayed."""
+    def finish(self) -> str | None:
+        """Nothing is left to do once all pages are replayed: each moved within Redis."""
+        return None
 
     def purge(self, letters: list[DeadLetter]) -> int:
         """Delete them for ever, counted in the queue's stats; how many were still there."""

@@ -19,6 +19,7 @@ import msgspec
 
 from postbackd.clock import format_ms
 from postbackd.queue.dead_letters import CALL_TIMEOUT_S, PAGE, DeadLetter, Filter, by_shard, letter_of
+from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import RECORD_TTL_S
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
@@ -56,8 +57,10 @@ def locked(path: Path, mode: str) -> Iterator[BinaryIO]:
 def append(path: Path, letters: list[DeadLetter]) -> None:
     """Write letters to the end of the file and fsync them: all of them, or an OSError and none."""
     data = b"".join(_line(letter) for letter in letters)
-    with locked(path, "ab") as file:
+    with locked(path, "a+b") as file:
         end = os.fstat(file.fileno()).st_size
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":  # torn by a crash: the next letter is no part of it
+            data = b"\n" + data
         try:
             file.write(data)
             file.flush()
@@ -98,8 +101,9 @@ def read_letter(line: bytes) -> DeadLetter | None:
 class OverflowLetters:
     """The letters of the file, to be listed and replayed as those of the stream (`DeadLetters`)."""
 
-    def __init__(self, path: Path, url: str, prefix: str, shards: int = 1) -> None:
+    def __init__(self, path: Path, url: str, prefix: str, shards: int, durability: Durability) -> None:
         self._path = path
+        self._durability = durability
         self._shards = [(route_to(url).open(n, CALL_TIMEOUT_S), Keys(prefix, n)) for n in range(shards)]
         self._replayed: set[tuple[int, bytes]] = set()
 
@@ -146,13 +150,23 @@ class OverflowLetters:
                 if key not in keys[3:]:
                     keys.append(key)
                 number = keys.index(key, 3) - 2
-            arguments += [letter.entry_id, letter.data, letter.record, number]
+            # Of a shard that is no more: its entry ids mean nothing in this one's stream, and two may be the same.
+            is_own = letter.shard == shard
+            mark = letter.entry_id if is_own else b"%d:%b" % (letter.shard, letter.entry_id)
+            arguments += [letter.entry_id if is_own else b"", mark, letter.data, letter.record, number]
         return int(RESTORE.call(wire, keys, arguments))
 
-    def finish(self) -> None:
-        """Take what was replayed out of the file."""
+    def finish(self) -> str | None:
+        """Take what was replayed out of the file, once it is in Redis for good; else why it is still there.
+
+        Left there it does no harm: it is not given back again. The connections are those that gave it back, so what
+        answers on them is who has it.
+        """
         if not self._replayed:
-            return
+            return None
+        for shard in {letter_shard % len(self._shards) for letter_shard, _ in self._replayed}:
+            if fault := self._durability.wait_until_kept(self._shards[shard][0]):
+                return fault
         draft = self._path.with_name(self._path.name + ".new")
         with locked(self._path, "rb") as file, draft.open("wb") as kept:
             for line in file:
@@ -162,6 +176,7 @@ class OverflowLetters:
             kept.flush()
             os.fsync(kept.fileno())
             draft.replace(self._path)
+        return None
 
 
 def _page(lines: list[bytes], wanted: Filter) -> tuple[int, list[DeadLetter]]:

@@ -87,8 +87,11 @@ def replay_letters(
 ) -> int:
     """Give them back to ready, at a rate."""
     ended = _work(letters, wanted, "replayed", dry_run, letters.replay, rate_per_s, as_json)
-    if ended == ExitCode.OK and not dry_run:
-        letters.finish()
+    if ended == ExitCode.OK and not dry_run and (fault := letters.finish()):
+        click.echo(
+            f"postbackd: all are given back, and stay in the file: {fault} Run it again: none goes twice", err=True
+        )
+        return ExitCode.FAILED
     return ended
 
 

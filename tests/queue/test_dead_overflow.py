@@ -10,12 +10,17 @@ import pytest
 import redis
 
 from postbackd.codec import decode_item
+from postbackd.queue import durability
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.dead_letters import DeadLetters, Filter
 from postbackd.queue.dead_overflow import NAME, OverflowLetters
-from postbackd.settings import Dead
+from postbackd.queue.durability import Durability
+from postbackd.queue.wire import Wire
+from postbackd.settings import Dead, Queue
 from postbackd.tools.dead import as_object, replay_letters
 from tests.queue.test_dead_letters import ALL, EID, KEYS, RECORD, die, ids
+from tests.support.daemon import free_port, wait_until
+from tests.support.servers import running_server
 
 FOREVER_S = 10_000_000_000.0
 
@@ -24,8 +29,8 @@ def keeper(url: str, folder: Path, max_count: int = 1000, max_age: float = FOREV
     return DeadKeeper(url, KEYS, folder, Dead(max_count=max_count, max_age=max_age))
 
 
-def overflow_of(folder: Path, url: str) -> OverflowLetters:
-    return OverflowLetters(folder / NAME, url, "pb")
+def overflow_of(folder: Path, url: str, **settings: object) -> OverflowLetters:
+    return OverflowLetters(folder / NAME, url, "pb", 1, Durability(Queue(url=url, **settings)))
 
 
 def test_oldest_beyond_the_count_move_whole(server: redis.Redis, url: str, tmp_path: Path) -> None:
@@ -135,3 +140,59 @@ def test_torn_line_is_passed_over(server: redis.Redis, url: str, tmp_path: Path)
     subject = overflow_of(tmp_path, url)
     assert ids(subject, ALL) == [first]
     assert json.loads((tmp_path / NAME).read_bytes().splitlines()[0])["id"] == first
+
+
+def test_letter_behind_a_torn_line_is_no_part_of_it(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    """Of a keeper that was killed while it wrote: what the next one moved stood on the same line, read by nobody."""
+    died = [die(server, number) for number in range(2)]
+    (tmp_path / NAME).write_bytes(b'{"entry": "7-0", "died"')
+    assert keeper(url, tmp_path, max_count=1).keep() == 1
+    assert ids(overflow_of(tmp_path, url), ALL) == died[:1]
+
+
+def test_letters_stay_in_the_file_until_replicas_have_them(
+    server: redis.Redis, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are nowhere else once they are out of it: what had them alone, a master without replicas, may be deposed."""
+    died = [die(server, number) for number in range(3)]
+    keeper(url, tmp_path, max_count=1).keep()
+    settings = {"durability": "replica", "durability_timeout": 0.05}
+    assert replay_letters(overflow_of(tmp_path, url, **settings), Filter(), None, dry_run=False) == 1
+    assert "0 of 1 replicas have them" in capsys.readouterr().err
+    assert ids(overflow_of(tmp_path, url), ALL) == died[:2]
+    port = free_port()
+    server.config_set("bind", "127.0.0.1")
+    server.config_set("port", port)
+    try:
+        with running_server("--replicaof", f"127.0.0.1 {port}") as (replica, _):
+            wait_until(lambda: replica.info("replication")["master_link_status"] == "up", "the replica is in step")
+            settings["durability_timeout"] = 20
+            assert replay_letters(overflow_of(tmp_path, url, **settings), Filter(), None, dry_run=False) == 0
+            assert replica.llen(KEYS.ready) == 2, "each once"
+    finally:
+        server.config_set("port", 0)
+    assert (tmp_path / NAME).read_bytes() == b""
+
+
+def test_letters_stay_in_the_file_until_they_are_fsynced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At everysec a power cut of the server would take what is in no file any more."""
+    monkeypatch.setattr(durability, "FSYNC_AFTER_S", 0.01)
+    monkeypatch.setattr(durability, "LONGEST_FSYNC_S", 0)
+    with running_server("--appendonly", "yes", "--appendfsync", "everysec") as (server, url):
+        for number in range(2):
+            die(server, number)
+        keeper(url, tmp_path, max_count=1).keep()
+        subject = overflow_of(tmp_path, url)
+        for state, fault in (("pending", "look at its disk"), ("done", None)):
+            monkeypatch.setattr(durability, "fsync_state", lambda _wire, state=state: state)
+            for _, page in subject.pages(ALL):
+                subject.replay(page)
+            found = subject.finish()
+            assert found is None if fault is None else fault in (found or "")
+            assert subject.count() == (0 if fault is None else 1)
+
+
+def test_states_of_an_append_only_file(server: redis.Redis, url: str) -> None:
+    assert durability.fsync_state(Wire(url, 5)) == "none"
+    with running_server("--appendonly", "yes", "--appendfsync", "everysec") as (_, every_second):
+        wait_until(lambda: durability.fsync_state(Wire(every_second, 5)) == "done", "nothing is to be fsynced")

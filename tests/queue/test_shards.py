@@ -181,6 +181,10 @@ def die(server: redis.Redis, shard: int, number: int, died_ms: int) -> str:
     return f"{(EPOCH_MS + number) << 22:016x}"
 
 
+def overflow_of(folder: Path, url: str, shards: int) -> OverflowLetters:
+    return OverflowLetters(folder / NAME, url, "pb", shards, Durability(Queue()))
+
+
 def listed(letters: DeadLetters | OverflowLetters) -> list[str]:
     return [letter.postback_id for _, page in letters.pages(ALL) for letter in page]
 
@@ -210,7 +214,7 @@ def test_overflow_remembers_the_shard(server: redis.Redis, url: str, tmp_path: P
     for shard in range(3):
         keeper = DeadKeeper(url, Keys("pb", shard), tmp_path, Dead(max_count=1, max_age=1), 3)
         assert keeper.keep() == 1
-    letters = OverflowLetters(tmp_path / NAME, url, "pb", 3)
+    letters = overflow_of(tmp_path, url, 3)
     assert sorted(listed(letters)) == sorted(ids)
     for _, page in letters.pages(ALL):
         assert letters.replay(page) == 3
@@ -218,6 +222,24 @@ def test_overflow_remembers_the_shard(server: redis.Redis, url: str, tmp_path: P
     assert depths(server, 3) == [1, 1, 1]
     letters.finish()
     assert listed(letters) == []
+
+
+def test_overflow_of_shards_that_are_no_more_is_given_back_whole(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    """Entries of several streams may have the same id: all but one were taken for given back, and out of the file."""
+    ids = [die(server, shard, shard, 1000) for shard in range(3)]
+    for shard in range(3):
+        assert DeadKeeper(url, Keys("pb", shard), tmp_path, Dead(max_count=1, max_age=1), 3).keep() == 1
+    server.delete(Keys("pb").dead)
+    server.xadd(
+        Keys("pb").dead, {"item": element(9)[2], "record": b"", "reason": "expired", "answer": b"{}"}, id="1000-0"
+    )
+    letters = overflow_of(tmp_path, url, 1)
+    assert sorted(listed(letters)) == sorted(ids)
+    for _, page in letters.pages(ALL):
+        assert letters.replay(page) == 2, "that of shard 0 still stands in its stream, as far as its id tells"
+        assert letters.replay(page) == 0, "twice does no harm"
+    letters.finish()
+    assert (depths(server, 1), listed(letters)) == ([2], [])
 
 
 def test_postback_is_found_in_any_shard(server: redis.Redis, url: str) -> None:
