@@ -127,7 +127,7 @@ def _data_dir(settings: Settings, daemon: Daemon | None, has_own_ports: bool) ->
         files = [file for name in names if name.is_dir() for file in sorted(name.iterdir()) if not file.is_socket()]
         finding = next((wrong for file in files if (wrong := _writable("data_dir", file)).level == "fail"), finding)
     yield finding
-    if holds_other_things(path):
+    if finding.level == "ok" and holds_other_things(path):
         text = f"data_dir: {path} holds files and none of postbackd's: name a folder for it alone, or -c FILE"
         yield Finding("warn", text)
     try:
