@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Enqueue: one request's postbacks in one round trip (QUEUE.md, "enqueue").
 
-The plain form, RPUSH, where this connection is known to have stored the endpoint's record within the hour; the full
-form, enqueue.lua, otherwise. What is known belongs to the connection and is forgotten with it: every rollback of the
-server closes it.
+The plain form, RPUSH, where this connection is known to have stored the endpoint's record a short while ago; the full
+form, enqueue.lua, otherwise. What is known belongs to the connection and is forgotten with it: a server that goes back
+in time by a restart or a failover closes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,9 @@ from postbackd.scoreboard import monotonic_ms
 
 RECORD_TTL_S = 2_592_000  # 30 days
 ONCE_TTL_S = 86_400  # 24 hours
-KNOWN_FOR_MS = 3_600_000
+# FLUSHALL, DEL and REPLICAOF an older copy end no connection: shorter than a delivery worker waits for a record that is
+# missing (10 minutes), so that an endpoint in use is whole again before its postbacks die of it.
+KNOWN_FOR_MS = 240_000
 MAX_KNOWN = 65_536  # endpoints; beyond it all are forgotten and stored once more
 RECOUNT_MS = 1000
 COMMAND_ELEMENTS = 1000  # of one RPUSH that several requests share; larger ones save nothing and hold up others

@@ -1,5 +1,5 @@
 #!lua
--- Enqueue one request whose endpoint record this connection has not stored within the hour.
+-- Enqueue one request whose endpoint record this connection has not stored within some minutes.
 -- (With the record known to be stored a plain RPUSH does the same.)
 --
 -- KEYS[1] ready  list   items, oldest left
