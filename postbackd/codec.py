@@ -234,13 +234,19 @@ def _is_expiry(value: object) -> bool:
 class IdGenerator:
     """Ids of one worker number: 42 bits of milliseconds since 2020, 12 of worker, 10 of sequence."""
 
-    def __init__(self, worker_number: int, now_ms: Callable[[], int]) -> None:
+    def __init__(self, worker_number: int, now_ms: Callable[[], int], given_ms: int = 0) -> None:
+        """`given_ms` (since 1970): ids of this number may have been given out up to then."""
         if not 0 <= worker_number <= MAX_WORKER_NUMBER:
             raise ValueError(f"a worker number is 0 to {MAX_WORKER_NUMBER}, not {worker_number}")
         self._worker = worker_number << SEQUENCE_BITS
         self._now_ms = now_ms
-        self._last_ms = 0
-        self._sequence = 0
+        self._last_ms = max(given_ms - EPOCH_MS, 0)
+        self._sequence = MAX_SEQUENCE + 1
+
+    @property
+    def last_ms(self) -> int:
+        """The time of the last id, in ms since 1970."""
+        return self._last_ms + EPOCH_MS
 
     def next_ids(self, count: int) -> list[int]:
         """`count` ids, rising and never given before: not when the clock goes back, nor past a full sequence."""

@@ -4,6 +4,9 @@
 Leased in Redis (`pb:num:<n>` = owner, SET NX, TTL 7 d, renewed every 5 min) and kept in a file of data_dir with the
 last renewal, held by flock: a successor takes the file and with it the number, also without Redis, and becomes its
 owner by a name of its own, so that a copy of the file is worth nothing. Unrenewed for 6 d it is not used any more.
+
+Ids hold the server's time, and another server's may be behind: a successor begins where its predecessor's ids can have
+ended, as the file tells, and takes another number where that is too far ahead.
 """
 
 import contextlib
@@ -25,6 +28,8 @@ from postbackd.scoreboard import monotonic_ms
 TTL_S = 7 * 86_400
 USABLE_MS = 6 * 86_400_000
 RENEW_EVERY_MS = 300_000
+LEAD_MS = 100  # by which the file may be wrong about how far ids are ahead of this machine's clock
+MOST_AHEAD_MS = 1000  # of a successor's first ids; beyond it another number costs less than ids of a time to come
 TRIES = 64  # random numbers tried before the rest is walked through
 
 
@@ -34,7 +39,7 @@ class Kept(msgspec.Struct, frozen=True):
     number: int
     owner: str
     renewed_ms: int
-    ahead_ms: int = 0  # the server's clock against this machine's, for a successor that starts without Redis
+    ahead_ms: int = 0  # of ids, that is of the server's clock, against this machine's
 
 
 def has_numbers(data_dir: Path) -> bool:
@@ -53,6 +58,7 @@ class WorkerNumber:
         self._kept: Kept | None = None
         self._is_inherited = False  # from a predecessor, whose name as the owner is still in Redis
         self._generator: IdGenerator | None = None
+        self._given_ms = 0  # until when ids of an inherited number may have been given out
         self._why_none = "Redis was not asked for one yet."
         self._renewed_ms = 0
 
@@ -64,8 +70,11 @@ class WorkerNumber:
         return generator
 
     def is_due(self, now_ms: int) -> bool:
-        """Whether the number should be renewed, or found; `now_ms` is monotonic."""
-        return self._generator is None or now_ms - self._renewed_ms >= RENEW_EVERY_MS
+        """Whether the number should be renewed, or found; `now_ms` is monotonic. Also when another server's clock has
+        moved our ids."""
+        if self._generator is None or self._kept is None or now_ms - self._renewed_ms >= RENEW_EVERY_MS:
+            return True
+        return abs(self._ahead_ms() - self._kept.ahead_ms) > LEAD_MS
 
     def renew(self, link: Link) -> None:
         """Renew the number, or find one; without Redis only a predecessor's, from its file."""
@@ -88,12 +97,20 @@ class WorkerNumber:
         if kept is None or self._clock.now_ms() - kept.renewed_ms > USABLE_MS:
             self._generator = None
         elif self._generator is None:
-            self._generator = IdGenerator(kept.number, self._clock.now_ms)
+            self._generator = IdGenerator(kept.number, self._clock.now_ms, self._given_ms)
+
+    def _ahead_ms(self) -> int:
+        """How far our ids are ahead of this machine's clock: after a step back they stay where they were."""
+        ahead_ms = self._clock.ahead_ms()
+        generator = self._generator
+        return ahead_ms if generator is None else max(ahead_ms, ahead_ms + generator.last_ms - self._clock.now_ms())
 
     def _renew(self, link: Link, kept: Kept) -> bool:
         """Whether the number is still ours: it was, or nobody has it."""
         key = self._keys.number(kept.number)
         owner = link.call_for(key, "GET", key)
+        if self._is_inherited and self._given_ms - self._clock.now_ms() > MOST_AHEAD_MS:
+            return False
         name = secrets.token_hex(8) if self._is_inherited else kept.owner
         if owner is None:
             if link.call_for(key, "SET", key, name, "NX", "EX", TTL_S) is None:
@@ -105,7 +122,7 @@ class WorkerNumber:
         else:
             link.call_for(key, "EXPIRE", key, TTL_S)
         self._is_inherited = False
-        self._keep(Kept(kept.number, name, self._clock.now_ms(), self._clock.ahead_ms()))
+        self._keep(Kept(kept.number, name, self._clock.now_ms(), self._ahead_ms()))
         return True
 
     def _lease_new(self, link: Link) -> None:
@@ -147,6 +164,7 @@ class WorkerNumber:
             return False
         self._file, self._kept, self._is_inherited = descriptor, kept, True
         self._clock.assume_ahead(kept.ahead_ms)  # or our first ids could be the predecessor's last ones
+        self._given_ms = self._clock.now_ms() - self._clock.ahead_ms() + kept.ahead_ms
         return True
 
     def _open_file(self, number: int) -> None:
@@ -181,4 +199,5 @@ class WorkerNumber:
                 (self._folder / f"{self._kept.number}.num").unlink(missing_ok=True)
             os.close(self._file)
         self._file = self._kept = self._generator = None
+        self._given_ms = 0
         self._is_inherited = False

@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from postbackd.clock import Clock
-from postbackd.codec import TRAIL_RECLAIM, trail_attempt
+from postbackd.codec import TRAIL_RECLAIM, accept_ms, trail_attempt
+from postbackd.delivery.intake import MAX_MISSING, MISSING_PARK_MS
 from postbackd.errors import (
     BootError,
     ConfigError,
@@ -27,7 +28,7 @@ from postbackd.errors import (
     RecordConflictError,
     ReplicasMissingError,
 )
-from postbackd.queue import link
+from postbackd.queue import enqueuer, link
 from postbackd.queue.check import check_server, losses, persistence_of, refuse_unfit, replicas_of
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
@@ -114,6 +115,22 @@ def test_new_connection_stores_the_record_again(server: redis.Redis, url: str) -
     subject.enqueue(EID, RECORD, [b"b"])  # nothing could be sent on the old one: tried again on a new one
     assert server.get(KEYS.endpoint(EID)) == RECORD
     assert server.lrange(KEYS.ready, 0, -1) == [b"a", b"b"]
+
+
+def test_record_that_is_gone_is_stored_again_while_postbacks_still_wait_for_it(
+    server: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLUSHALL, or REPLICAOF an older copy and back, ends no connection: what came within the hour died without it."""
+    subject = enqueuer_of(url)
+    subject.enqueue(EID, RECORD, [b"a"])
+    server.flushall()
+    subject.enqueue(EID, RECORD, [b"b"])
+    assert not server.exists(KEYS.endpoint(EID)), "nobody can know"
+    now_ms = monotonic_ms()
+    monkeypatch.setattr(enqueuer, "monotonic_ms", lambda: now_ms + MAX_MISSING * MISSING_PARK_MS // 2)
+    subject.enqueue(EID, RECORD, [b"c"])
+    assert server.get(KEYS.endpoint(EID)) == RECORD
+    assert subject._link.generation == 1, "the connection is the same"
 
 
 def test_command_without_an_answer_is_unsure_and_not_sent_twice(server: redis.Redis, url: str) -> None:
@@ -644,6 +661,55 @@ def test_copy_of_a_folder_gives_no_number_twice(server: redis.Redis, url: str, t
     for number in numbers:
         number.renew(Link(url, Clock(), Count()))
     assert [number.generator().next_ids(1)[0] >> 10 & 0xFFF for number in numbers] == ids, "both stay with theirs"
+
+
+class AheadClock(Clock):
+    """The clock of a process whose server is ahead of the one that the next process finds."""
+
+    by_ms = 0
+
+    def sync(self, server_ms: int) -> None:
+        super().sync(server_ms + self.by_ms)
+
+
+@pytest.mark.parametrize(("by_ms", "keeps_number"), [(0, True), (700, True), (10_000, False)])
+@pytest.mark.parametrize("steps_back", [False, True])
+def test_no_id_is_given_again_when_the_next_server_is_behind(
+    server: redis.Redis, url: str, tmp_path: Path, by_ms: int, keeps_number: bool, steps_back: bool
+) -> None:
+    """A failover, and then a new process: its ids began ten seconds before its predecessor's last ones."""
+    clock = AheadClock()
+    clock.by_ms = by_ms
+    first = WorkerNumber(tmp_path, KEYS, clock)
+    first.renew(Link(url, clock, Count()))
+    given = first.generator().next_ids(500)
+    if steps_back:  # the predecessor has seen the next server, too, and renews its number there
+        clock.by_ms = 0
+        clock.sync(time.time_ns() // 1_000_000)
+        first.renew(Link(url, clock, Count()))
+        given += first.generator().next_ids(500)
+    os.close(first._file or 0)  # as the end of the process would
+    second = number_of(url, tmp_path)
+    ids = second.generator().next_ids(500)
+    numbers = {number >> 10 & 0xFFF for number in given + ids}
+    assert len(numbers) == 1 + (not keeps_number)
+    assert ids[0] > given[-1] or not keeps_number
+    assert accept_ms(ids[0]) - time.time_ns() // 1_000_000 < 1500, "no ids of a time to come"
+    assert len(kept_in(tmp_path)) == 1
+
+
+def test_file_of_a_number_follows_the_clock_of_another_server(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    clock = AheadClock()
+    subject = WorkerNumber(tmp_path, KEYS, clock)
+    subject.renew(Link(url, clock, Count()))
+    assert not subject.is_due(monotonic_ms())
+    clock.by_ms = 5000
+    clock.sync(time.time_ns() // 1_000_000)
+    assert subject.is_due(monotonic_ms()), "before its five minutes are over"
+    subject.renew(Link(url, clock, Count()))
+    assert not subject.is_due(monotonic_ms())
+    [path] = kept_in(tmp_path)
+    assert 4900 < msgspec.json.decode(path.read_bytes(), type=Kept).ahead_ms < 5100
 
 
 def test_without_redis_and_without_a_file_there_is_no_number(tmp_path: Path) -> None:
