@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from postbackd import oplog
@@ -23,6 +24,9 @@ from postbackd.queue_url import Node, QueueUrl
 SENTINEL_TIMEOUT_S = 0.5  # of each question to one sentinel
 WATCH_EVERY_S = 0.5
 FRESH_S = 2.0  # how old the watch's last answer may be and still be used instead of asking
+# After so long a majority that knows only older epochs is not behind (sentinels tell each other every two seconds): the
+# service was set up anew, and counts from 0. Processes kept to a master that was gone until they were started again.
+ANEW_S = 30.0
 
 
 class Answer(NamedTuple):
@@ -43,6 +47,7 @@ class SentinelRoute:
         self._known: Answer | None = None
         self._pulse = Pulse(self._connect)  # the watch's: without it nobody counts as silent
         self._known_s = 0.0
+        self._older_since_s: float | None = None  # when the watch heard only answers older than the known one
         self._is_watching = False
 
     def open(self, shard: int, timeout_s: float, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
@@ -173,15 +178,18 @@ class SentinelRoute:
     def look(self) -> None:
         """Ask every sentinel once, and cut what leads to a server that is master no more."""
         before = self._known
+        answers: list[Answer] = []
         for sentinel in self._parts.nodes:
             wire = self._sentinels.get(sentinel)
             try:
                 if wire is None or not wire.is_open:
                     wire = self._sentinels[sentinel] = self._open_sentinel(sentinel)
-                self._learn(self._ask(wire))
+                answers.append(self._ask(wire))
+                self._learn(answers[-1])
             except QueueUnavailableError:  # the others will do; `check` names it
                 if wire is not None:
                     wire.close()
+        self._begin_anew(answers, time.monotonic())
         known = self._known
         if known is None:
             return
@@ -194,6 +202,17 @@ class SentinelRoute:
                 stale = list(self._wires)
         for wire in stale:
             wire.cut()
+
+    def _begin_anew(self, answers: Sequence[Answer], now_s: float) -> None:
+        """Believe an older epoch when a majority has known nothing newer for long."""
+        known = self._known
+        is_older = known is not None and all(answer.epoch < known.epoch for answer in answers)
+        if not is_older or len(answers) <= len(self._parts.nodes) // 2:
+            self._older_since_s = None
+        elif self._older_since_s is None:
+            self._older_since_s = now_s
+        elif now_s - self._older_since_s >= ANEW_S:
+            self._known = max(answers, key=lambda answer: answer.epoch)
 
     def _connect(self, server: Node) -> Wire:
         return self.open_node(server, SENTINEL_TIMEOUT_S)

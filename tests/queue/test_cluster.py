@@ -10,6 +10,7 @@ from bench.failover_parts.cluster import ClusterGroup, cluster_group
 from bench.failover_parts.servers import PASSWORD
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
+from postbackd.queue import cluster
 from postbackd.queue.check import check_server, persistence_of, replicas_of
 from postbackd.queue.cluster import ClusterRoute, Map, slot_of
 from postbackd.queue.dead_letters import DeadLetters
@@ -125,6 +126,20 @@ def test_node_that_has_not_heard_is_not_believed(group: ClusterGroup) -> None:
     route._epoch += 5
     with pytest.raises(QueueUnavailableError, match="not heard"):
         route.look_up()
+
+
+def test_cluster_restored_from_a_copy_is_believed_after_a_while(
+    group: ClusterGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = fresh_route(group)
+    route.look()
+    route._epoch += 5
+    monkeypatch.setattr(cluster, "TELL_EVERY_S", -1)
+    with pytest.raises(QueueUnavailableError, match="not heard"):
+        route.look()
+    monkeypatch.setattr(cluster, "ANEW_S", 0)
+    route.look()
+    assert route.open(0, 5).call("ROLE")[0] == b"master"
 
 
 def test_watch_cuts_connections_to_who_has_lost_the_slot(group: ClusterGroup) -> None:

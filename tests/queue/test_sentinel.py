@@ -11,6 +11,7 @@ from bench.failover_parts.sentinels import SentinelGroup, port_of, sentinel_grou
 from bench.failover_parts.servers import PASSWORD
 from postbackd.clock import Clock
 from postbackd.errors import BootError, QueueUnavailableError
+from postbackd.queue import sentinel
 from postbackd.queue.check import check_server, refuse_unfit
 from postbackd.queue.dead_letters import DeadLetters
 from postbackd.queue.durability import Durability
@@ -112,6 +113,27 @@ def test_sentinel_that_lives_in_the_past_is_not_believed(group: SentinelGroup) -
     assert route.master() == master
     route._learn(Answer(route._known.epoch + 1, Node("127.0.0.1", 1)))
     assert route.master() == Node("127.0.0.1", 1)
+
+
+def test_sentinels_set_up_anew_are_believed_after_a_while(
+    group: SentinelGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SENTINEL REMOVE and MONITOR begin with epoch 0: processes kept to the master of before until their restart."""
+    route = fresh_route(group)
+    route.look()
+    assert route._known is not None
+    real, before = route._known, Answer(route._known.epoch + 5, Node("127.0.0.1", 1))
+    route._known = before
+    for _ in range(2):
+        route.look()
+    assert route._known == before, "perhaps they are only behind"
+    monkeypatch.setattr(sentinel, "ANEW_S", 0)
+    route._begin_anew([real], 0)
+    route._begin_anew([real], 60)
+    assert route._known == before, "one of three may be cut off from the others"
+    for _ in range(2):
+        route.look()
+    assert route._known == real
 
 
 def test_watch_cuts_connections_to_who_is_master_no_more(group: SentinelGroup) -> None:
