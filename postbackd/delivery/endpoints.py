@@ -135,8 +135,3 @@ class Endpoints:
     def ids_of(self, host_key: str) -> list[bytes]:
         """The endpoints of a host; none for one that only a placeholder names."""
         return list(self._ids.get(host_key, ())) if host_key else []
-
-    def clear(self) -> None:
-        """Forget all: the server is another one, or one that came back."""
-        self._endpoints.clear()
-        self._ids.clear()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Claimed items become deliveries: decoded, not poison, not expired, with their endpoint compiled.
 
-Endpoint records are fetched once and kept compiled, until the server's run id changes. What cannot go on is given up
-or parked here, before it is touched.
+Endpoint records are fetched once and kept compiled: what stands under a digest is the same at every server, and what a
+server has forgotten can be delivered all the same. What cannot go on is given up or parked here, before it is touched.
 """
 
 import contextlib
@@ -30,7 +30,6 @@ class Intake:
         self._recorder = recorder
         self._endpoints = endpoints
         self._expires_after_ms = int(expires_after_s * 1000)
-        self._run_id = b""
         self._without_record: list[tuple[int, Item]] = []
 
     @property
@@ -66,9 +65,6 @@ class Intake:
         """Fetch the records that are missing, and go on with their items; leaves them waiting when Redis is away."""
         if self._lease.busy or not self._lease.is_connected:
             return
-        if self._lease.run_id != self._run_id:
-            self._run_id = self._lease.run_id
-            self._endpoints.clear()
         wanted = {item.endpoint_id for _, item in self._without_record if self._endpoints.get(item.endpoint_id) is None}
         try:
             records = self._lease.endpoint_records(list(wanted)) if wanted else {}

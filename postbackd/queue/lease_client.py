@@ -66,10 +66,9 @@ class Claim(NamedTuple):
 class Opening:
     """One try to connect, in a thread or at once; `error` says why there is no `wire` when it is done."""
 
-    def __init__(self, work: Callable[[], tuple[Wire, bytes]], in_background: bool) -> None:
+    def __init__(self, work: Callable[[], Wire], in_background: bool) -> None:
         self._work = work
         self.wire: Wire | None = None
-        self.run_id = b""
         self.error = QueueUnavailableError("")
         self.took_ms = 0
         self.is_done = False
@@ -81,7 +80,7 @@ class Opening:
     def _run(self) -> None:
         started_s = time.monotonic()
         try:
-            self.wire, self.run_id = self._work()
+            self.wire = self._work()
         except QueueUnavailableError as error:
             self.error = error
         finally:
@@ -127,7 +126,6 @@ class LeaseClient:
         self._sent_ms = 0
         self._replies: list[Any] | None = None  # of the running exchange; None: there is none
         self.generation = 0  # counts the connections: a new one has a new descriptor
-        self.run_id = b""
         self.last_error = ""
 
     # What is held
@@ -179,19 +177,17 @@ class LeaseClient:
             pause_ms = RETRY_MS if self._in_background else max(RETRY_MS, opening.took_ms * RETRY_SHARE)
             self._retry_at_ms = now_ms + pause_ms
             return False
-        self.run_id = opening.run_id
         self._wire = opening.wire
         self._retry_at_ms = now_ms + RETRY_MS
         self.generation += 1
         self.last_error = ""
         return True
 
-    def _open(self) -> tuple[Wire, bytes]:
+    def _open(self) -> Wire:
         wire = route_to(self._url).open(self._keys.shard, CALL_TIMEOUT_S)
         self._clock.sync(wire.server_ms())
-        scripts = (script.load_command() for script in SCRIPTS)
-        info, *_ = wire.pipeline([("INFO", "server"), *scripts])
-        return wire, _run_id(info)
+        wire.pipeline([script.load_command() for script in SCRIPTS])
+        return wire
 
     def send(self, wanted: int, now_ms: int = 0) -> bool:
         """Send what is to be settled and claim up to `wanted` items; whether it went out. Only when not busy."""
@@ -357,10 +353,3 @@ class LeaseClient:
     def close(self) -> None:
         if self._wire is not None:
             self._wire.close()
-
-
-def _run_id(info: bytes) -> bytes:
-    for line in info.splitlines():
-        if line.startswith(b"run_id:"):
-            return line[7:]
-    return b""

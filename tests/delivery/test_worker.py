@@ -36,6 +36,7 @@ from postbackd.settings_loader import load
 from postbackd.worker_pool import Slot, SlotContext
 from tests.support.daemon import Sink, free_port, read_json_lines, running_sink
 from tests.support.raw_server import raw_server, read_request
+from tests.support.servers import Server
 
 KEYS = Keys("pb")
 WORKER = "n.0.aaaa"
@@ -211,6 +212,26 @@ def test_endpoint_that_comes_back_is_found(bench: Bench, sink: Sink) -> None:
     bench.server.set(KEYS.endpoint(endpoint.id), endpoint.record)
     bench.server.zadd(KEYS.later, {bench.later()[0][0]: 0})
     assert bench.run_until_settled(1)[0]["outcome"] == "delivered"
+
+
+def test_endpoint_once_known_stays_known_though_the_server_forgets(tmp_path: Path, sink: Sink) -> None:
+    """After a restart of the server all were forgotten: what was parked for those not met since was not called back."""
+    server = Server("--appendonly", "yes", "--appendfsync", "always")
+    try:
+        bench = Bench(server.client, server.url, tmp_path)
+        known = bench.endpoint(sink.url + "/known")
+        bench.enqueue(known, {}, 1)
+        bench.run_until_settled(1)
+        server.kill()
+        server.start()
+        bench.enqueue(bench.endpoint(sink.url + "/new"), {}, 2)
+        bench.run_until_settled(2)
+        server.client.delete(KEYS.endpoint(known.id))
+        bench.enqueue(known, {}, 3)
+        assert [line["outcome"] for line in bench.run_until_settled(3)] == ["delivered"] * 3
+        assert bench.later() == []
+    finally:
+        server.destroy()
 
 
 def test_retry_goes_to_later_with_its_attempt(bench: Bench) -> None:
