@@ -30,6 +30,7 @@ class SpoolReplay:
         self._numbers = numbers
         self._took_over_ms = -TAKE_OVER_EVERY_MS
         self._was_in_use = False
+        self._renewed_on = self._connections()
         self._wake_up = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool-replay", daemon=True)
@@ -73,10 +74,16 @@ class SpoolReplay:
         for shard in self._shards:
             shard.link.come_back()
         is_busy = any([shard.turn(now_ms) for shard in self._shards])
-        if self._numbers.is_due(now_ms):
+        # A server that was left and found again may have lost who has the number: said before another process asks.
+        if self._numbers.is_due(now_ms) or self._renewed_on != self._connections():
             self._numbers.renew(self._shards[0].link)
+            self._renewed_on = self._connections()
             is_busy |= self._numbers.is_due(now_ms)
         return is_busy
+
+    def _connections(self) -> int:
+        """Grows with each connection to the first shard's server."""
+        return self._shards[0].link.generation + self._shards[0].main_link.generation
 
     def _note_spool(self) -> None:
         in_use = bool(self._spool.pending())

@@ -458,6 +458,19 @@ def test_server_level_keeps_the_file_when_its_server_is_master_no_more(
         assert (files_in(tmp_path), server.llen(KEYS.ready)) == ([], 1)
 
 
+def test_number_is_said_again_to_a_server_that_may_have_lost_it(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    """Within five minutes another process could be given the same, and with it the same ids."""
+    process = Process(url, tmp_path)
+    process.queue.enqueue(EID, b"record", [b"a"])
+    [number] = server.keys("pb:num:*")
+    process.replay.turn()
+    server.flushall()
+    process.main_link.drop()  # as a restart without its data would
+    process.queue.enqueue(EID, b"record", [b"b"])
+    process.replay.turn()
+    assert server.keys("pb:num:*") == [number]
+
+
 def test_without_redis_nothing_waits_once_it_is_known_to_be_away(tmp_path: Path) -> None:
     process = Process(f"redis://127.0.0.1:{free_port()}", tmp_path)
     process.queue.enqueue(EID, b"record", [b"a"])
