@@ -2,15 +2,24 @@
 """The embedded queue server as a child of the supervisor: started first, started again when it dies, stopped last."""
 
 import os
+from pathlib import Path
 
 from postbackd import oplog
 from postbackd.backoff import Backoff
 from postbackd.errors import BootError
 from postbackd.forked import describe_exit
 from postbackd.queue.embedded import EmbeddedServer
+from postbackd.queue.left_behind import left_behind, what_to_do
 from postbackd.scoreboard import monotonic_ms
 
 STOP_S = 30.0
+
+
+def say_left_behind(url: str, data_dir: Path) -> None:
+    """At the start: postbacks of an embedded queue that `queue.url` has replaced are delivered by nobody."""
+    if folder := left_behind(url, data_dir):
+        why = "queue.url names another server, and nobody delivers what lies there"
+        oplog.error("queue_left_behind", path=folder, why=why, hint=what_to_do(folder))
 
 
 class QueueMinder:

@@ -29,7 +29,7 @@ from postbackd.errors import ExitCode
 from postbackd.host_board import HostBoard
 from postbackd.limits import ingest_workers, raise_descriptor_limit, worker_count
 from postbackd.queue.embedded import EmbeddedServer
-from postbackd.queue_minder import QueueMinder
+from postbackd.queue_minder import QueueMinder, say_left_behind
 from postbackd.reload import Plan, Reloader, State
 from postbackd.scoreboard import Phase, Scoreboard, monotonic_ms
 from postbackd.server.listener import open_admin, open_listener
@@ -130,6 +130,7 @@ class Supervisor:
             self._admin_listener = open_admin(self._settings.admin)
         data_dir = self._data_dir.path.absolute()
         oplog.info("starting", version=__version__, roles=",".join(sorted(self._roles)), data_dir=data_dir)
+        say_left_behind(self._settings.queue.url, data_dir)
         url = self._settings.queue.url or self._start_queue()
         self._make_pools(url)
         self._listen_for_signals()

@@ -17,6 +17,7 @@ from postbackd.errors import BootError, ExitCode, QueueUnavailableError
 from postbackd.limits import raise_descriptor_limit
 from postbackd.queue.check import Finding, check_server, is_away, losses, persistence_of, replicas_of
 from postbackd.queue.embedded import find_server
+from postbackd.queue.left_behind import left_behind, what_to_do
 from postbackd.queue.worker_number import has_numbers
 from postbackd.senders import secret_of
 from postbackd.server.listener import is_loopback
@@ -36,6 +37,7 @@ def check(settings: Settings, config: str | None, roles: frozenset[str], as_json
         Finding("ok", "configuration: read and valid"),
         *_queue(settings),
         *_whose_queue(settings, roles),
+        *_left_behind(settings),
         _limits(settings, roles),
         *look_here(settings, roles),
         *([_tls()] if "deliver" in roles else []),
@@ -84,6 +86,14 @@ def _whose_queue(settings: Settings, roles: frozenset[str]) -> list[Finding]:
     if settings.queue.url or len(missing) != 1:
         return []
     text = f"queue: the embedded server is this machine's alone, and no {missing.pop()} runs on it: set queue.url."
+    return [Finding("warn", text)]
+
+
+def _left_behind(settings: Settings) -> list[Finding]:
+    folder = left_behind(settings.queue.url, settings.data_dir)
+    if folder is None:
+        return []
+    text = f"queue: {folder}, of the embedded server, may hold postbacks that nobody delivers: {what_to_do(folder)}"
     return [Finding("warn", text)]
 
 

@@ -23,6 +23,7 @@ from postbackd.suggestion import with_setting
 from postbackd.tools.figures import size
 
 LOW_BYTES = 64 * 1024**2  # of a disk: some minutes of a busy delivery log
+OWN_NAMES = {"queue", "spool", "numbers", "dead-overflow.jsonl"}  # what a person puts back into an empty one
 INIT_PID = 1  # systemd: it holds the port of postbackd.socket and hands it to the service
 
 
@@ -103,7 +104,9 @@ def _nearest(path: Path) -> Path:
 def holds_other_things(data_dir: Path) -> bool:
     """Whether it is a folder of something else, as /var is where `data_dir = "var"` is taken from /."""
     try:
-        return data_dir.is_dir() and not (data_dir / "postbackd.pid").exists() and any(data_dir.iterdir())
+        if not data_dir.is_dir() or (data_dir / "postbackd.pid").exists():
+            return False
+        return bool(set(os.listdir(data_dir)) - OWN_NAMES)
     except OSError:  # not ours to look into
         return True
 

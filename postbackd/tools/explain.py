@@ -32,6 +32,7 @@ from postbackd.queue.dead_letters import DeadLetter, Filter
 from postbackd.queue.dead_overflow import NAME, read_letter
 from postbackd.queue.embedded import running_url
 from postbackd.queue.find import Finder, Found, id_bytes
+from postbackd.queue.left_behind import left_behind
 from postbackd.queue.spool_file import SUFFIX
 from postbackd.settings import Settings
 from postbackd.tools.story import Story, tell, time_of
@@ -60,6 +61,8 @@ def explain(settings: Settings, text: str, as_json: bool) -> int:
             _look_on_disk(Path(settings.data_dir), postback_id, story)
         except OSError as error:
             story["disk_error"] = f"{error.filename}: {error.strerror}"
+    if story["place"] is None and (folder := left_behind(settings.queue.url, settings.data_dir)):
+        story["left_behind"] = str(folder)
     if story["place"] is None and last is not None and "queue_error" not in story:
         story["place"] = "gone from dead" if last == "dead" else "nowhere now"
     click.echo(msgspec.json.encode(story) if as_json else "\n".join(tell(story, settings.log.path)))

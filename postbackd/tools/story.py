@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from postbackd.queue.left_behind import PAGE
 from postbackd.suggestion import command
 from postbackd.worker_pool import node_name
 
@@ -27,6 +28,9 @@ def tell(story: Story, log_path: str) -> Iterator[str]:
     yield f"now       {_place(story, log_path)}"
     if "queue_error" in story:
         yield f"warning   the queue was not looked through: {story['queue_error']}"
+    if "left_behind" in story:
+        where = f"{story['left_behind']}, the embedded queue that queue.url has replaced"
+        yield f"warning   it may lie in {where}, where nobody delivers it: {PAGE}"
     if "disk_error" in story:
         yield f"warning   the spool was not looked through: {story['disk_error']}"
 
@@ -110,6 +114,8 @@ def _place(story: Story, log_path: str) -> str:
             return "in no place that was looked at: delivered with its line in another log, or moving; ask again"
         case _ if "queue_error" in story:
             return "unknown: the queue does not answer; ask again when it does"
+        case _ if "left_behind" in story:
+            return "unknown: not in queue, spool, overflow file or log; the embedded queue was not looked through"
         case _:
             return (
                 "unknown: not in queue, spool or overflow file, and no line of it in "

@@ -36,6 +36,11 @@ class Server:
     def url(self) -> str:
         return f"unix://{self._path}"
 
+    @property
+    def data_folder(self) -> Path:
+        """Where its files are."""
+        return self._folder
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         place = ["--port", "0", "--unixsocket", str(self._path), "--dir", str(self._folder), "--save", ""]
