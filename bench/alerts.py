@@ -213,6 +213,16 @@ def redis_gone(place: Place) -> None:
     server.kill()
 
 
+def redis_full(place: Place) -> None:
+    """Redis is at its maxmemory, under load."""
+    server = QueueServer("always")
+    place.stack.callback(server.destroy)
+    running = place.start(url=server.url)
+    place.scrape(running)
+    place.repeat(lambda: running.post(place.well_port, 20), 0.2)
+    server.client.config_set("maxmemory", int(server.client.info("memory")["used_memory"] * 0.9))
+
+
 def shard_gone(place: Place) -> None:
     """One of two masters of a Cluster is killed, and has no replica."""
     group = place.stack.enter_context(cluster_group(2, replicas=False))
@@ -299,8 +309,10 @@ FAULTS = {
             "PostbackdRedisErrors",
             "PostbackdSpoolInUse",
             "PostbackdSpoolFilling",
+            "PostbackdIngestRefuses",
         },
     ),
+    "redis_full": Fault(redis_full, {"PostbackdIngestRefuses", "PostbackdQueueMemoryHigh", "PostbackdNotReady"}),
     "shard_gone": Fault(shard_gone, {"PostbackdShardAway"}),
     "partner_refuses": Fault(
         partner_refuses, {"PostbackdHostFailing", "PostbackdSuccessLow", "PostbackdDeadLettersGrowing"}

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from postbackd.errors import PostbackdError
-from postbackd.ingest import Answer, Environ, IngestDoor
+from postbackd.ingest import Environ, IngestDoor
 from postbackd.ndjson import Prepared
 from postbackd.queue.enqueuer import QueuedRequest
+from postbackd.refusal import Answer
 
 MOST_HELD = 400  # ids in an answer that may be held, 19 bytes each: what any socket's buffer takes
 MOST_ELEMENTS = 10_000  # of one commit: bounds the time until the first of them is answered

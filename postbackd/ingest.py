@@ -25,7 +25,8 @@ from postbackd.errors import (
 from postbackd.idempotency import body_hash, format_ids, key_digest, pack_ids
 from postbackd.methods import Resource
 from postbackd.ndjson import Lines, Prepared
-from postbackd.refusal import refusal_of
+from postbackd.refusal import Answer, error_answer, refusal_of
+from postbackd.refusal_count import RefusalCount
 from postbackd.request import (
     ITEM_DEPTH,
     MAX_DEPTH,
@@ -45,25 +46,10 @@ from postbackd.tally import CodeCounter
 from postbackd.timing import read_timing
 
 Environ = dict[str, Any]
-Answer = tuple[str, list[tuple[str, str]], bytes]
 Respond = Callable[[Environ, Any], Iterable[bytes]]
 
 ENDPOINT_CACHE_SIZE = 4096  # distinct endpoint texts a process keeps compiled; the oldest goes first
 ENDPOINT_CACHE_BYTES = 4_000_000  # of those texts; compiled they take about three times as much
-
-STATUS_LINES = {
-    400: "400 Bad Request",
-    401: "401 Unauthorized",
-    403: "403 Forbidden",
-    409: "409 Conflict",
-    411: "411 Length Required",
-    413: "413 Content Too Large",
-    415: "415 Unsupported Media Type",
-    422: "422 Unprocessable Content",
-    429: "429 Too Many Requests",
-    500: "500 Internal Server Error",
-    503: "503 Service Unavailable",
-}
 
 
 class Queue(Protocol):
@@ -86,17 +72,6 @@ class IdSource(Protocol):
 
     def generator(self) -> IdGenerator:
         """The generator of this process' worker number, as long as that number is ours."""
-
-
-def error_answer(error: RequestError) -> Answer:
-    """The answer for a refused request, in the one form every error has."""
-    body = msgspec.json.encode({"error": error.payload()})
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(error.retry_after_s)))
-    if error.status == 401:
-        headers.append(("WWW-Authenticate", "Bearer"))
-    return STATUS_LINES[error.status], headers, body
 
 
 class IngestDoor:
@@ -124,6 +99,7 @@ class IngestDoor:
         self._queue = queue
         self._ids = ids
         self._cells = cells
+        self._refusals = RefusalCount(cells)
         self._endpoints: dict[bytes, IngestEndpoint] = {}
         self._endpoint_bytes = 0
 
@@ -146,16 +122,20 @@ class IngestDoor:
 
     def accepted(self, ids: list[int]) -> bytes:
         """The 202's body for postbacks that are committed now."""
-        self._cells[Cell.ACCEPTED] += len(ids)
+        self._took(len(ids))
         return _accepted_body([format_id(number) for number in ids])
 
     def refused(self, error: Exception) -> Answer:
         """The answer to a request that ended with this error."""
         refusal = refusal_of(error)
-        if refusal.status == 429:
-            self._cells[Cell.RATE_LIMITED] += 1
-        self._cells[Cell.REFUSED if refusal.status < 500 else Cell.UNAVAILABLE] += 1
+        self._refusals.add(refusal)
         return error_answer(refusal)
+
+    def _took(self, count: int) -> None:
+        """So many postbacks more are acknowledged."""
+        self._cells[Cell.ACCEPTED] += count
+        if self._refusals.refuses:
+            self._refusals.end()
 
     def unready(self) -> str | None:
         """Why no request can be acknowledged now, None when it can."""
@@ -180,7 +160,7 @@ class IngestDoor:
         ids = pack_ids(prepared.ids)
         kept = self._queue.enqueue_once(key, digest, ids, endpoint.id, endpoint.record, prepared.elements)
         texts = format_ids(kept)
-        self._cells[Cell.ACCEPTED] += len(texts)
+        self._took(len(texts))
         return _accepted_body(texts)
 
     def _accept_lines(self, body: bytes, idempotency_key: str | None, sender: Sender) -> bytes:
@@ -191,9 +171,13 @@ class IngestDoor:
 
         def enqueue(endpoint: IngestEndpoint, elements: list[bytes]) -> None:
             self._queue.enqueue(endpoint.id, endpoint.record, elements)
-            self._cells[Cell.ACCEPTED] += len(elements)  # at once: it also shows that this process is not stuck
+            self._took(len(elements))  # at once: it also shows that this process is not stuck
 
-        return Lines(lambda line: self._prepare(line, sender), enqueue).take(body)
+        lines = Lines(lambda line: self._prepare(line, sender), enqueue)
+        answers = lines.take(body)
+        if lines.failure is not None:
+            self._refusals.add(lines.failure)
+        return answers
 
     def _prepare(self, body: bytes, sender: Sender) -> Prepared:
         """One request checked and encoded; nothing is queued yet."""

@@ -58,6 +58,7 @@ class Lines:
         self._batch = _Batch()
         self._ended: bytes | None = None  # the answer to all further lines
         self.accepted = 0
+        self.failure: RequestError | None = None  # the first 5xx of a line, which the 200 does not show
 
     def take(self, body: bytes) -> bytes:
         """All answers, one a line; blank lines have none. Raises RequestError where there is no line at all."""
@@ -76,7 +77,7 @@ class Lines:
         try:
             prepared = self._prepare(line)
         except Exception as error:
-            refusal = refusal_of(error)
+            refusal = self._refusal(error)
             self._answers.append(_error_line(refusal))
             if refusal.status in (429, 503):
                 place = len(self._answers) - 1
@@ -99,7 +100,7 @@ class Lines:
         try:
             self._enqueue(batch.lines[0][1].endpoint, batch.elements)
         except Exception as error:
-            refusal = refusal_of(error)
+            refusal = self._refusal(error)
             for place, _ in batch.lines:
                 self._answers[place] = _error_line(refusal)
             if refusal.status == 503:
@@ -110,6 +111,12 @@ class Lines:
             ids = '","'.join(map(format_id, prepared.ids)).encode()
             self._answers[place] = b'{"status":202,"accepted":%d,"ids":["%b"]}\n' % (len(prepared.ids), ids)
         self.accepted += len(batch.elements)
+
+    def _refusal(self, error: Exception) -> RequestError:
+        refusal = refusal_of(error)
+        if refusal.status >= 500 and self.failure is None:
+            self.failure = refusal
+        return refusal
 
     def _end(self, place: int, refusal: RequestError) -> None:
         """Answer everything behind this place alike, whatever it was answered already."""

@@ -4,6 +4,8 @@
 The one place where failures of the queue and of ourselves become words for a client.
 """
 
+import msgspec
+
 from postbackd import oplog
 from postbackd.errors import (
     DurabilityTimeoutError,
@@ -17,7 +19,22 @@ from postbackd.errors import (
     SpoolError,
 )
 
+Answer = tuple[str, list[tuple[str, str]], bytes]  # status line, headers, body
+
 RETRY_AFTER_S = 5
+STATUS_LINES = {
+    400: "400 Bad Request",
+    401: "401 Unauthorized",
+    403: "403 Forbidden",
+    409: "409 Conflict",
+    411: "411 Length Required",
+    413: "413 Content Too Large",
+    415: "415 Unsupported Media Type",
+    422: "422 Unprocessable Content",
+    429: "429 Too Many Requests",
+    500: "500 Internal Server Error",
+    503: "503 Service Unavailable",
+}
 
 
 def refusal_of(error: Exception) -> RequestError:
@@ -53,3 +70,14 @@ def refusal_of(error: Exception) -> RequestError:
         return RequestError(422, "endpoint_conflict", text, "endpoint")
     oplog.error("request_failed", error=repr(error))
     return RequestError(500, "internal_error", "postbackd failed; its log says why.")
+
+
+def error_answer(error: RequestError) -> Answer:
+    """The answer for a refused request, in the one form every error has."""
+    body = msgspec.json.encode({"error": error.payload()})
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    if error.status == 401:
+        headers.append(("WWW-Authenticate", "Bearer"))
+    return STATUS_LINES[error.status], headers, body

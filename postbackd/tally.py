@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What is counted beyond a worker's plain cells: attempts by class and method, deaths by reason, answers by HTTP code,
-connections, and how long things took. Where each stands in a row of the scoreboard, and a delivery worker's own tally,
-which goes there many times a second: a cell in shared memory costs 0.1 µs each time, one of a list a third. Pure.
+"""What is counted beyond a worker's plain cells: attempts by class and method, deaths by reason, answers by HTTP code
+and those of 5xx by error code, connections, and how long things took. Where each stands in a row of the scoreboard, and
+a delivery worker's own tally, which goes there many times a second: a cell in shared memory costs 0.1 µs each time, one
+of a list a third. Pure.
 """
 
 from bisect import bisect_left
@@ -13,6 +14,10 @@ REASONS = (
     *("attempts_exhausted", "refused_status", "expired", "blocked"),
     *("render_error", "poison", "endpoint_missing", "unexpected_body"),
 )
+UNAVAILABLE = (
+    *("queue_full", "spool_full", "queue_unavailable", "queue_unsure", "durability_timeout"),
+    "internal_error",
+)  # error codes of ingest's 5xx
 CODES = (200, 202, 304, 400, 401, 403, 404, 405, 406, 409, 411, 413, 415, 417, 422, 429, 500, 503)
 DURATION_BOUNDS_MS = (
     *(0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 750.0),
@@ -36,11 +41,13 @@ DURATIONS_AT = REUSED_CONNECTIONS_AT + 1  # buckets, the last one beyond all bou
 DURATION_SUM_AT = DURATIONS_AT + len(DURATION_BOUNDS_MS) + 1
 LAGS_AT = DURATION_SUM_AT + 1
 LAG_SUM_AT = LAGS_AT + len(LAG_BOUNDS_MS) + 1  # in ms
-END_AT = LAG_SUM_AT + 1
+UNAVAILABLE_AT = LAG_SUM_AT + 1
+END_AT = UNAVAILABLE_AT + len(UNAVAILABLE) + 1
 CELLS_PER_SLOT = (END_AT + 7) // 8 * 8  # whole cache lines: neighbours do not slow each other down
 
 _REASON_CELLS = {reason: REASONS_AT + index for index, reason in enumerate(REASONS)}
 _CODE_CELLS = {code: CODES_AT + index for index, code in enumerate(CODES)}
+_UNAVAILABLE_CELLS = {code: UNAVAILABLE_AT + index for index, code in enumerate(UNAVAILABLE)}
 _METHOD_INDEXES = {method: index for index, method in enumerate(METHODS)}
 
 
@@ -57,6 +64,11 @@ def reason_cell(reason: str) -> int:
 def code_cell(code: int) -> int:
     """The cell of an HTTP code that ingest answered."""
     return _CODE_CELLS.get(code, CODES_AT + len(CODES))
+
+
+def unavailable_cell(error_code: str) -> int:
+    """The cell of the error code of a 5xx that ingest answered."""
+    return _UNAVAILABLE_CELLS.get(error_code, UNAVAILABLE_AT + len(UNAVAILABLE))
 
 
 class CodeCounter:

@@ -84,6 +84,11 @@ class DaemonCollector(Collector):
         yield GaugeMetricFamily(
             "postbackd_queue_memory_bytes", "Memory that the queue server uses.", figures.used_memory_bytes
         )
+        yield GaugeMetricFamily(
+            "postbackd_queue_max_memory_bytes",
+            "Its maxmemory, beyond which requests are refused; 0 = no limit.",
+            figures.max_memory_bytes,
+        )
 
     def _hosts(self) -> Iterator[Metric]:
         """The 50 busiest hosts, and `other`, which is all the rest."""
@@ -121,6 +126,12 @@ def _traffic(sums: Sequence[int]) -> Iterator[Metric]:
     for code, count in {"202": 0, "503": 0, **totals.by_code(sums)}.items():
         requests.add_metric([code], count)
     yield requests
+    unavailable = CounterMetricFamily(
+        "postbackd_ingest_unavailable_total", "Requests answered 5xx, by error code.", labels=["error"]
+    )
+    for error, count in {**dict.fromkeys(tally.UNAVAILABLE, 0), **totals.by_error(sums)}.items():
+        unavailable.add_metric([error], count)
+    yield unavailable
     for name, (cell, text) in COUNTERS.items():
         yield CounterMetricFamily(name, text, sums[cell])
     outcomes = CounterMetricFamily(

@@ -23,12 +23,13 @@ from postbackd.admin.history import STEP_S, History, Point
 from postbackd.admin.host_series import HostSeries
 from postbackd.admin.host_troubles import HostTroubles
 from postbackd.admin.profile import ProcessTable
+from postbackd.admin.refusals import Refusals
 from postbackd.data_dir import ProcessRow, read_processes, write_whole
-from postbackd.errors import QueueUnavailableError
+from postbackd.errors import QueueFullError, QueueUnavailableError
 from postbackd.host_board import HostFigures
 from postbackd.limits import ingest_workers, worker_count
 from postbackd.queue.figures import FigureReader, NodeSnapshot, QueueFigures
-from postbackd.queue.spool import spool_size
+from postbackd.queue.spool import has_room, spool_size
 from postbackd.scoreboard import Cell, Phase, Scoreboard, monotonic_ms
 from postbackd.settings import Settings
 from postbackd.suggestion import options_anywhere
@@ -37,6 +38,7 @@ NOW_S = 10  # what "now" means: rates and percentiles are those of the last 10 s
 IDLE_S = 10  # between looks at a queue of which no process of ours does anything; 13 commands each
 SETTLED_S = 5  # without a move, to have seen what the last one led to
 KEEP_EVERY_S = 60  # of the history
+RUNBOOK = 'see "Requests are refused" in docs/runbook.md'
 LOST_LINES_S = 60  # how long lost log lines are a reason not to be ready
 
 
@@ -61,6 +63,8 @@ class Observer:
         self.host_series = HostSeries()
         self.process_table = ProcessTable(settings.data_dir)
         self.spool = (0, 0)
+        self.refusals = Refusals()
+        self._has_room = True
         self._scoreboard = scoreboard
         self._reader = reader
         self._nodes: list[NodeSnapshot] = []
@@ -119,7 +123,9 @@ class Observer:
         self._troubles.look(self.hosts(), time.time_ns() // 1_000_000)
         self.host_series.take(board)
         self.process_table.look()
-        self.spool = spool_size(Path(self.settings.data_dir) / "spool")
+        folder = Path(self.settings.data_dir) / "spool"
+        self.spool, self._has_room = spool_size(folder), has_room(folder)
+        self.refusals.take(sample.at_s, totals.by_error(sample.sums), sample.sums[Cell.ACCEPTED])
         failed = sample.sums[Cell.RETRIED] + sample.sums[Cell.DEAD]
         if failed != self._failed:
             self._failed = failed
@@ -168,10 +174,11 @@ class Observer:
             return
         self._queue_read_s = now_s
         try:
-            figures = self._reader.read()
+            self.figures = self._reader.read()
             self._nodes = self._reader.exchange(self._snapshot(self._reader.server_ms))
             self._nodes_ms = monotonic_ms()
-            self.figures = figures
+        except QueueFullError:  # it takes no write: the others do without our figures, and /ready says why
+            return
         except QueueUnavailableError as error:
             self.figures = QueueFigures(error=str(error))
 
@@ -210,7 +217,13 @@ class Observer:
             "ready": not reasons,
             "reasons": reasons,
             "queue": self._queue(),
-            "spool": {"bytes": spool_bytes, "max_bytes": self.settings.spool.max_bytes, "files": spool_files},
+            "spool": {
+                "bytes": spool_bytes,
+                "max_bytes": self.settings.spool.max_bytes,
+                "files": spool_files,
+                "disk_full": not self._has_room,
+            },
+            "refused_last_minute": self.refusals.by_error(),
             "log": {"path": self.settings.log.path, "lines_lost": self._scoreboard.total(Cell.LOG_LINES_LOST)},
             "totals": totals.totals(self.sums()),
             "now": self.now(),
@@ -245,8 +258,20 @@ class Observer:
             reasons.append(
                 f"queue: {queue.ready + queue.later} postbacks wait, queue.max_depth = {settings.queue.max_depth}"
             )
+        elif queue.shards_full and queue.shards_full + queue.shards_away >= settings.queue.shards:
+            reasons.append(
+                f"queue: Redis is out of memory, {queue.used_memory_bytes} bytes of {queue.max_memory_bytes}: "
+                "requests get 503 queue_full until it has drained, or maxmemory is raised"
+            )
         if self.spool[0] >= settings.spool.max_bytes:
             reasons.append(f"spool: {self.spool[0]} bytes, spool.max_bytes = {settings.spool.max_bytes}")
+        if not self._has_room and not queue.reachable:
+            reasons.append(
+                f"spool: the disk under {settings.data_dir} is full (df -h): requests get 503 spool_full "
+                "until there is room, or Redis is back"
+            )
+        if "ingest" in self.facts.roles and (refused := self.refusals.all_refused()):
+            reasons.append(f"ingest: all requests of the last minute are refused, {refused}: {RUNBOOK}")
         if time.monotonic() - self._lost_s < LOST_LINES_S:
             reasons.append(
                 f"log: lines are being lost ({self._lost_seen} in all): make room or mend {settings.log.path}"

@@ -40,6 +40,11 @@ def by_reason(sums: Sequence[int]) -> dict[str, int]:
     return _block(sums, tally.REASONS_AT, tally.REASONS)
 
 
+def by_error(sums: Sequence[int]) -> dict[str, int]:
+    """Requests that ingest answered 5xx, by error code."""
+    return _block(sums, tally.UNAVAILABLE_AT, tally.UNAVAILABLE)
+
+
 def _block(sums: Sequence[int], start: int, names: Sequence[str]) -> dict[str, int]:
     return {name: count for name, count in zip([*names, OTHER], sums[start:], strict=False) if count}
 
@@ -75,6 +80,7 @@ def totals(sums: Sequence[int]) -> dict[str, object]:
     return {
         **{name: sums[Cell[name.upper()]] for name in PLAIN},
         "requests_by_code": by_code(sums),
+        "refused_by_error": by_error(sums),
         "dead_by_reason": by_reason(sums),
         "attempts_by_class": by_class(sums),
     }

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from postbackd import oplog
-from postbackd.errors import QueueUnavailableError
+from postbackd.errors import QueueFullError, QueueUnavailableError
 from postbackd.queue.dead_letters import CALL_TIMEOUT_S, PAGE, letter_of_entry
 from postbackd.queue.dead_overflow import NAME, append
 from postbackd.queue.keys import Keys
@@ -42,8 +42,8 @@ class DeadKeeper:
         while not self._stopping.wait(EVERY_S):
             try:
                 self.keep()
-            except QueueUnavailableError:
-                continue  # the worker says that Redis is away
+            except (QueueUnavailableError, QueueFullError):
+                continue  # workers say that Redis is away, or takes no write
             except Exception as error:  # the top of the thread: the next minute may go better
                 oplog.error("dead_letters_not_moved", error=repr(error))
 

@@ -31,6 +31,8 @@ class QueueFigures(msgspec.Struct, frozen=True):
     dead: int = 0
     oldest_ready_s: float | None = None
     used_memory_bytes: int = 0
+    max_memory_bytes: int = 0  # what it may use before it refuses writes; 0 = no limit
+    shards_full: int = 0  # those that refuse writes since they are at that limit
     server: str = ""
     shards_away: int = 0  # those that are not in the sums; `error` says why the first of them is not
 
@@ -97,13 +99,16 @@ class FigureReader:
         self.server_ms = int(seconds) * 1000 + int(micros) // 1000
         # Every field of a lease but `n` is an item.
         leases = wire.pipeline([("HLEN", keys.lease(name.decode())) for name in workers]) if workers else []
+        used, limit = _number(memory, "used_memory"), _number(memory, "maxmemory")
         return QueueFigures(
             ready=ready + wake,
             leased=sum(max(count - 1, 0) for count in leases),
             later=later,
             dead=dead,
             oldest_ready_s=self._age_s(head),
-            used_memory_bytes=int(_field(memory, "used_memory") or 0),
+            used_memory_bytes=used,
+            max_memory_bytes=limit,
+            shards_full=int(bool(limit) and used - _number(memory, "mem_not_counted_for_evict") > limit),
             server=self._server,
         )
 
@@ -166,8 +171,14 @@ def _sum(one: QueueFigures, other: QueueFigures) -> QueueFigures:
         dead=one.dead + other.dead,
         oldest_ready_s=max(ages, default=None),
         used_memory_bytes=max(one.used_memory_bytes, other.used_memory_bytes),
+        max_memory_bytes=max(one.max_memory_bytes, other.max_memory_bytes),
+        shards_full=one.shards_full + other.shards_full,
         server=other.server,
     )
+
+
+def _number(info: bytes, name: str) -> int:
+    return int(_field(info, name) or 0)
 
 
 def _field(info: bytes, name: str) -> str:

@@ -89,7 +89,7 @@ class Spool:
         if now_ms - self._counted_ms >= RECOUNT_MS:
             self._counted_ms = now_ms
             self._total_bytes = self.total_bytes()
-            self._has_room = _room(self.folder.parent) >= MIN_ROOM_BYTES
+            self._has_room = has_room(self.folder)
         if not self._has_room:
             raise SpoolError(self._reason(OSError(errno.ENOSPC, "")))
         if self._total_bytes >= self._max_bytes:
@@ -139,10 +139,10 @@ class Spool:
         return taken
 
 
-def _room(folder: Path) -> int:
-    """Bytes that this user may still write on the disk under `folder`."""
-    disk = os.statvfs(folder)
-    return disk.f_frsize * (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail)
+def has_room(folder: Path) -> bool:
+    """Whether the disk under a spool's folder, which need not be there yet, has any room for this user."""
+    disk = os.statvfs(folder.parent)
+    return disk.f_frsize * (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) >= MIN_ROOM_BYTES
 
 
 def spool_size(folder: Path) -> tuple[int, int]:

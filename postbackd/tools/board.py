@@ -46,6 +46,9 @@ def summary(stats: Stats, asked: str) -> Table:
         f"in {rate(now['in_per_s'])}/s   out {rate(now['out_per_s'])}/s   attempts {rate(now['attempts_per_s'])}/s   "
         f"retry {rate(now['retried_per_s'])}/s   dead {rate(now['dead_per_s'])}/s",
     )
+    if refused := stats.get("refused_last_minute"):
+        text = "   ".join(f"{count(number)} {code}" for code, number in refused.items())
+        table.add_row("refused", Text(f"{text}   answered 5xx in the last minute", "bold red"))
     table.add_row("success", _success(now["success_ratio"]))
     table.add_row(
         "answers",
@@ -84,10 +87,14 @@ def _queue(queue: dict[str, Any]) -> Text:
         f"{count(queue['ready'])} ready{oldest}   {count(queue['leased'])} leased   {count(queue['later'])} later   "
     )
     text.append(f"{count(queue['dead'])} dead", "yellow" if queue["dead"] else "")
-    return text.append(f"   {size(queue['used_memory_bytes'])} in {queue['server'] or 'redis'}", "dim")
+    limit = queue.get("max_memory_bytes") or 0
+    used = size(queue["used_memory_bytes"]) + (f" of {size(limit)}" if limit else "")
+    return text.append(f"   {used} in {queue['server'] or 'redis'}", "bold red" if queue.get("shards_full") else "dim")
 
 
 def _spool(spool: dict[str, Any]) -> Text:
+    if spool.get("disk_full"):
+        return Text(f"DISK FULL, nothing can be spooled; {size(spool['bytes'])} in it", "bold red")
     if not spool["bytes"]:
         return Text("empty", "dim")
     return Text(

@@ -27,7 +27,7 @@ from postbackd.tools.board import SORTS, Stats, headline, host_table, is_in_trou
 from postbackd.tools.figures import count, rate, resample, span, sparkline
 
 LOOK_S = 0.1  # for keys and the terminal's size
-SUMMARY_LINES = 8
+SUMMARY_LINES = 9
 FRAME_LINES = 9  # headline, sparklines, blank lines, table heads, foot
 KEYS = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[5~": "page up", b"\x1b[6~": "page down", b"\x1b[H": "home"}
 

@@ -32,12 +32,13 @@ export function showVerdict(findings, onHost) {
 
 // The tiles
 
-function tilesOf({ now, queue, spool, totals }) {
+function tilesOf({ now, queue, spool, totals, refused_last_minute }) {
+  const refused = Object.entries(refused_last_minute).map(([code, number]) => `${count(number)} ${code}`).join(", ");
   const away = !queue.reachable;
   const ratio = now.success_ratio;
   const oldest = queue.oldest_ready_s;
   return [
-    { name: "Accepted", value: rate(now.in_per_s), unit: "/s", note: `${count(totals.accepted)} since the start` },
+    { name: "Accepted", value: rate(now.in_per_s), unit: "/s", note: refused ? `${refused} in the last minute` : `${count(totals.accepted)} since the start`, level: refused ? "bad" : null },
     { name: "Delivered", value: rate(now.out_per_s), unit: "/s", note: `${rate(now.attempts_per_s)}/s tried` },
     { name: "Success", value: percent(ratio), note: `${rate(now.retried_per_s)}/s retried, ${rate(now.dead_per_s)}/s dead`, level: ratio === null || ratio >= 0.99 ? null : ratio < 0.5 ? "bad" : "warn" },
     { name: "Answer time", value: ms(now.latency_ms.p50), note: `p90 ${ms(now.latency_ms.p90)}, p99 ${ms(now.latency_ms.p99)}` },

@@ -38,6 +38,13 @@ function aboutQueue(stats, memory) {
         + `${since(memory.since("shards-away", stats.now_ms), stats.now_ms, "Seen since")} ${queue.error ?? ""}`,
     }];
   }
+  if (spool.disk_full || spool.bytes >= spool.max_bytes) {
+    return [{
+      kind: "redis-away", level: "bad", who: "us", title: "Redis is away and nothing can be spooled",
+      text: `Requests are refused with 503 spool_full: ${spool.disk_full ? "the disk of data_dir is full" : "the spool is full"}.`
+        + `${since(memory.since("redis-away", stats.now_ms), stats.now_ms, "Seen since")} ${queue.error ?? ""}`,
+    }];
+  }
   const kept = spool.bytes ? `${size(spool.bytes)} of ${size(spool.max_bytes)} in the spool` : "nothing spooled yet";
   return [{
     kind: "redis-away", level: "bad", who: "us", title: "Redis is away",

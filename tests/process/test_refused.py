@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""An ingest that refuses everything for a fault of ours says so: `postbackd status`, /stats, metrics and the log."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import POSTBACKD, Daemon, http, running_daemon, wait_until
+from tests.support.servers import Server
+
+REQUEST = {"endpoint": {"method": "GET", "url": "http://127.0.0.1:9/?k={k}"}, "data": [{"k": 1}]}
+LATER = {**REQUEST, "delay": 3600}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A queue server of the test's own."""
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.destroy()
+
+
+def status(daemon: Daemon) -> subprocess.CompletedProcess[str]:
+    chosen = [part for setting in daemon.settings for part in ("--set", setting)]
+    return subprocess.run([*POSTBACKD, "status", *chosen], capture_output=True, text=True, timeout=60)
+
+
+def refuse(daemon: Daemon, code: str) -> dict[str, Any]:
+    """Post until the requests are counted as refused; the error of the last answer."""
+    answers = [daemon.post(LATER) for _ in range(20)]
+    assert {(answer[0], answer[1]["error"]["code"]) for answer in answers} == {(503, code)}
+    wait_until(lambda: daemon.stats()["refused_last_minute"].get(code, 0) >= 20, "they are counted")
+    return dict(answers[-1][1]["error"])
+
+
+def said(daemon: Daemon, event: str) -> list[str]:
+    return [line for line in daemon.output.read_text().splitlines() if f" {event} " in line]
+
+
+def test_redis_at_maxmemory_is_told_as_an_outage(tmp_path: Path, server: Server) -> None:
+    with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
+        assert daemon.post(LATER)[0] == 202
+        wait_until(lambda: daemon.stats()["ready"], "it is ready")
+        server.client.config_set("maxmemory", int(server.client.info("memory")["used_memory"] * 0.9))
+        wait_until(lambda: not daemon.stats()["ready"], "known before anybody is refused")
+        refuse(daemon, "queue_full")
+        wait_until(lambda: "ingest:" in str(daemon.stats()["reasons"]), "the last one taken is ten seconds ago")
+        told = status(daemon)
+        assert told.returncode == 1 and "NOT READY: queue: Redis is out of memory" in told.stdout
+        assert "all requests of the last minute are refused, 20 x queue_full" in told.stdout.replace("\n", " ")
+        assert "20 queue_full   answered 5xx in the last minute" in told.stdout
+        metrics = http("GET", f"{daemon.admin_url}/metrics")[1]
+        assert 'postbackd_ingest_unavailable_total{error="queue_full"} 20.0' in metrics
+        assert "postbackd_ready 0.0" in metrics
+        [line] = said(daemon, "ingest_refuses")
+        assert "WARNING" in line and "code=queue_full" in line and "maxmemory" in line
+        assert not said(daemon, "look_failed")
+
+        server.client.config_set("maxmemory", 0)
+        wait_until(lambda: daemon.post(LATER)[0] == 202, "it takes again")
+        wait_until(lambda: status(daemon).returncode == 0, "ready again, though the minute is not over")
+        wait_until(lambda: daemon.post(LATER)[0] == 202 and said(daemon, "ingest_takes_again"), "the end is said")
+
+
+def test_full_disk_without_redis_is_told_as_an_outage(tmp_path: Path, server: Server) -> None:
+    disk = tmp_path / "var"  # what Daemon takes for its data_dir
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", disk]).returncode:
+        pytest.skip("a small file system needs root")
+    try:
+        with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
+            assert daemon.post(LATER)[0] == 202
+            with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
+                while filler.write(bytes(65536)):
+                    pass
+            server.kill()
+            wait_until(lambda: daemon.post(LATER)[0] == 503, "nothing is taken")
+            refuse(daemon, "spool_full")
+            wait_until(lambda: "spool:" in str(daemon.stats()["reasons"]), "the disk is looked at")
+            told = status(daemon)
+            text = told.stdout.replace("\n", " ")
+            assert told.returncode == 1 and f"spool: the disk under {disk} is full" in text
+            assert "DISK FULL" in text and "spool_full   answered 5xx in the last minute" in text
+            lines = [line for line in said(daemon, "ingest_refuses") if "code=spool_full" in line]
+            assert len(lines) == 1 and "is full: make room there" in lines[0]
+            server.start()
+    finally:
+        subprocess.run(["umount", disk], check=True)
