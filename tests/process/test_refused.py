@@ -52,9 +52,10 @@ def test_redis_at_maxmemory_is_told_as_an_outage(tmp_path: Path, server: Server)
         refuse(daemon, "queue_full")
         wait_until(lambda: "ingest:" in str(daemon.stats()["reasons"]), "the last one taken is ten seconds ago")
         told = status(daemon)
-        assert told.returncode == 1 and "NOT READY: queue: Redis is out of memory" in told.stdout
-        assert "all requests of the last minute are refused, 20 x queue_full" in told.stdout.replace("\n", " ")
-        assert "20 queue_full   answered 5xx in the last minute" in told.stdout
+        text = " ".join(told.stdout.split())
+        assert told.returncode == 1 and "NOT READY: queue: Redis is out of memory" in text
+        assert "all requests of the last minute are refused, 20 x queue_full" in text
+        assert "20 queue_full answered 5xx in the last minute" in text
         metrics = http("GET", f"{daemon.admin_url}/metrics")[1]
         assert 'postbackd_ingest_unavailable_total{error="queue_full"} 20.0' in metrics
         assert "postbackd_ready 0.0" in metrics
@@ -84,9 +85,9 @@ def test_full_disk_without_redis_is_told_as_an_outage(tmp_path: Path, server: Se
             refuse(daemon, "spool_full")
             wait_until(lambda: "spool:" in str(daemon.stats()["reasons"]), "the disk is looked at")
             told = status(daemon)
-            text = told.stdout.replace("\n", " ")
+            text = " ".join(told.stdout.split())
             assert told.returncode == 1 and f"spool: the disk under {disk} is full" in text
-            assert "DISK FULL" in text and "spool_full   answered 5xx in the last minute" in text
+            assert "DISK FULL" in text and "spool_full answered 5xx in the last minute" in text
             lines = [line for line in said(daemon, "ingest_refuses") if "code=spool_full" in line]
             assert len(lines) == 1 and "is full: make room there" in lines[0]
             server.start()
