@@ -17,6 +17,7 @@ from enum import IntEnum
 
 import msgspec
 
+from postbackd.rate_board import RateBoard
 from postbackd.scoreboard import monotonic_ms
 
 ROWS = 64  # of a slot; 50 hosts are shown
@@ -182,6 +183,7 @@ class HostBoard:
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
+        self.rates = RateBoard(slots)
         self._mapping = mmap.mmap(-1, max(slots, 1) * SLOT_BYTES)
         whole = memoryview(self._mapping)
         self._rows = [HostRows(whole[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES]) for slot in range(slots)]

@@ -33,9 +33,11 @@ class Plan(NamedTuple):
     setting: str  # that says how many workers
     count: Callable[[Settings], int]
     main: Callable[[Settings], WorkerMain]
+    prepare: Callable[[Settings], None] = lambda _settings: None  # in the supervisor, before workers with these fork
 
     def worker_main(self, settings: Settings) -> WorkerMain:
         """What a worker with these settings runs."""
+        self.prepare(settings)
         main = self.main(settings)
 
         def run(context: SlotContext) -> int:

@@ -199,10 +199,11 @@ class Host(Section, frozen=True, kw_only=True):
 
     per_host: Annotated[Count | None, _meta("transfers at once in one process", reload=True)] = None
     rate: Annotated[
-        Annotated[float, Meta(gt=0)] | None, _meta("most transfers started, all workers together", "1/s", reload=True)
+        Annotated[float, Meta(gt=0)] | None,
+        _meta("most transfers started, all workers of this daemon together", "1/s", reload=True),
     ] = None
     burst: Annotated[
-        Annotated[float, Meta(ge=1)] | None, _meta("transfers at once after a rest; null = rate", reload=True)
+        Annotated[float, Meta(ge=1)] | None, _meta("of these, at once after a rest; null = rate", reload=True)
     ] = None
     timeout: Annotated[Timeout | None, _meta("longest time of one attempt", "s", reload=True)] = None
     connect_timeout: Annotated[Timeout | None, _meta("longest wait for a connection", "s", reload=True)] = None

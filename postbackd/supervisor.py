@@ -171,9 +171,7 @@ class Supervisor:
             self._reloader.add(plan, pool)
 
     def _plans(self, url: str, rows: dict[str, range]) -> list[Plan]:
-        """How each role's pool is made of the settings, of these and of those that a reload finds.
-
-        `rows`: where in the scoreboard each role will be."""
+        """How each role's pool is made of settings, these and those of a reload. `rows`: of the scoreboard."""
         mains, door, hosts, plans = self._mains, self._admin_listener, HostBoard(0), []
         if listener := self._listener:
             plans.append(
@@ -190,6 +188,7 @@ class Supervisor:
                 "delivery.workers",
                 lambda settings: worker_count(settings.delivery.workers, per_core=1),
                 lambda settings: lambda context: mains.deliver(context, settings, url, hosts, not door),
+                lambda settings: hosts.rates.assign(host for host, own in settings.hosts.items() if own.rate),
             )
             hosts = HostBoard(plan.rows(self._settings))
             plans.append(plan)

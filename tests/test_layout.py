@@ -32,6 +32,8 @@ PURE = [
     "delivery.recall",
     "delivery.egress",
     "delivery.pace",
+    "delivery.pacer",
+    "rate_board",
     "admin.history",
     "admin.host_troubles",
     "oplog_limit",

@@ -34,6 +34,10 @@ class HostReport:
         self._published_ms = 0
         self._dealt_ms = 0
 
+    def rate_cells(self, host: str) -> "tuple[memoryview[int], int]":
+        """Where the workers of this machine keep a host's configured rate, and which slot of it is ours."""
+        return self._board.rates.cells(host), self._slot
+
     def turn(self, lanes: Lanes[Any], now_ms: int) -> None:
         """Publish and read when it is time."""
         if now_ms - self._published_ms < PUBLISH_EVERY_MS:

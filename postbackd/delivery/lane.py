@@ -5,7 +5,6 @@ Shut by its breaker (breaker.py), by the host's own wish (Retry-After), or by it
 before which nothing starts. What waits beyond its share is parked on its virtual clock.
 """
 
-import math
 from bisect import bisect_right
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
@@ -13,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from postbackd import oplog
 from postbackd.delivery.breaker import Breaker, Hint, State
 from postbackd.delivery.flow_limit import FlowLimit
+from postbackd.delivery.pacer import Pacer
 from postbackd.host_board import BOUNDS_MS, BUCKETS, bucket_of
 
 Delivery = TypeVar("Delivery")
@@ -39,8 +39,10 @@ class Bounds(NamedTuple):
     """What is configured for one host in one process."""
 
     in_flight: int
-    rate_per_s: float | None = None
+    rate_per_s: float | None = None  # of all workers of the machine, as is the burst
     burst: float = 1.0
+    rate_cells: "memoryview[int] | None" = None  # by which these workers keep it together
+    slot: int = 0
 
 
 class Lane(Generic[Delivery]):
@@ -49,7 +51,6 @@ class Lane(Generic[Delivery]):
     __slots__ = (
         "breaker",
         "buckets",
-        "burst",
         "dead",
         "ended_before",
         "faults",
@@ -66,13 +67,12 @@ class Lane(Generic[Delivery]):
         "measured",
         "next_park_ms",
         "pace_ms",
-        "paced_ms",
+        "pacer",
         "parked_count",
         "parked_ms",
         "parked_until_ms",
         "pause_ms",
         "queued",
-        "rate_limit_per_s",
         "rate_per_s",
         "recall_room",
         "recall_seen_ms",
@@ -84,7 +84,6 @@ class Lane(Generic[Delivery]):
         "stalled_ms",
         "suspended_ms",
         "times_ms",
-        "tokens",
         "traffic",
         "used_ms",
         "waiting",
@@ -109,9 +108,9 @@ class Lane(Generic[Delivery]):
         self.stalled_ms = 0  # how long it has had transfers in flight and none ended
         self.room = UNBOUNDED  # how many may wait, as of the last look
         self.is_strict = False  # whether that holds also while the worker has room for more
-        self.rate_limit_per_s = bounds.rate_per_s
-        self.burst = self.tokens = max(bounds.burst, 1.0)
-        self.paced_ms = now_ms  # when tokens were counted last
+        self.pacer: Pacer | None = None
+        if bounds.rate_per_s is not None:
+            self.pacer = Pacer(bounds.rate_per_s, bounds.burst, bounds.rate_cells, bounds.slot)
         self.gate_ms = 0  # nothing starts before: the latest of the breaker's, the pause's and the rate's
         self.pause_ms = 0
         self.pace_ms = 0
@@ -251,21 +250,15 @@ class Lane(Generic[Delivery]):
                 self.kind = SLOW
             self._begin_round()
 
-    def spend(self, now_ms: int) -> None:
-        """A transfer starts; with a configured rate this may shut the lane until the next one is due (token bucket)."""
-        rate_per_s = self.rate_limit_per_s
-        if rate_per_s is None:
-            return
-        self.tokens = min(self.tokens + (now_ms - self.paced_ms) * rate_per_s / 1000, self.burst) - 1
-        self.paced_ms = now_ms
-        if self.tokens < 1:
-            self.pace_ms = now_ms + math.ceil((1 - self.tokens) * 1000 / rate_per_s)
-            self.set_gate()
+    def wait_for_pace(self, until_ms: int) -> None:
+        """Its configured rate is used up: the lane is shut until the next transfer is due."""
+        self.pace_ms = until_ms
+        self.set_gate()
 
     def capacity_per_s(self) -> float:
         """What the host can take: as much as it did of late, or its limit over the time a transfer takes."""
-        if self.rate_limit_per_s is not None:
-            return self.rate_limit_per_s
+        if self.pacer is not None:
+            return self.pacer.rate_per_s
         if self.breaker.state is not State.CLOSED:
             return FIRST_RATE_PER_S  # that it refuses quickly is no pace
         rate_per_s = self.rate_per_s or 0.0
@@ -282,8 +275,8 @@ class Lane(Generic[Delivery]):
             self.room = 0
         elif self.breaker.state is State.HALF_OPEN:
             self.room = 0 if self.in_flight else 1
-        elif self.rate_limit_per_s is not None:
-            self.room = max(1, int(self.rate_limit_per_s * WAIT_BOUND_MS / 1000))
+        elif self.pacer is not None:
+            self.room = max(1, int(self.pacer.rate_per_s * WAIT_BOUND_MS / 1000))
         else:
             self.is_strict = False
             self.room = self._share()
@@ -301,7 +294,10 @@ class Lane(Generic[Delivery]):
         step_ms = 1000 / self.capacity_per_s()
         due_ms = max(now_ms + PARK_MIN_MS, self.gate_ms, self.next_park_ms) + step_ms
         open_ms = max(now_ms, self.gate_ms)
-        if due_ms > open_ms + PARK_FAR_MS and self.rate_limit_per_s is None:
+        if self.pacer is not None:  # one clock for all workers, or together they would park for more than the rate
+            due_ms = max(now_ms + PARK_MIN_MS, self.gate_ms, self.pacer.next_park_ms() + step_ms)
+            self.pacer.parked(due_ms)
+        elif due_ms > open_ms + PARK_FAR_MS:
             self.laps += 1  # a mass: once more over the far part of the clock, between what stands there
             due_ms = open_ms + PARK_NEAR_MS + step_ms * (self.laps * GOLDEN % 1)
         self.next_park_ms = due_ms
@@ -316,7 +312,7 @@ class Lane(Generic[Delivery]):
             or self.breaker.state is not State.CLOSED
             or self.gate_ms > now_ms
             or self.suspended_ms is not None
-            or self.rate_limit_per_s is not None
+            or self.pacer is not None
         ):
             self.recall_room = 0
             return False

@@ -10,6 +10,7 @@ while its host pauses (Retry-After), its breaker is open (breaker.py) or its con
 It does not render, send, or talk to Redis; the worker does, with what it gets from here.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic
@@ -51,6 +52,8 @@ class Lanes(Generic[Delivery]):
         self._spare = in_flight // 4  # nothing is parked for want of room while fewer wait
         self._swept_ms = 0
         self._began_ms: int | None = None
+        self.gates: list[tuple[int, int, Lane[Delivery]]] = []  # when lanes shut by their rate may go on: a heap
+        self._shut_count = 0
         self.wanting: list[Lane[Delivery]] = []  # lanes that could take some of what is parked, as of the last look
         self.hints: list[dict[str, Hint]] = []  # what the workers of this machine say, by host; host_report.py
         self.waiting = 0
@@ -126,14 +129,15 @@ class Lanes(Generic[Delivery]):
             if not lane.waiting or lane.in_flight >= lane.limit or now_ms < lane.gate_ms:
                 lane.queued = False  # parked, or shut, since it got its turn
                 continue
+            if lane.pacer is not None and not lane.pacer.spend(now_ms):
+                self._wait_for_pace(lane, lane.pacer.next_ms)
+                continue
             delivery = lane.waiting.popleft()
             self.waiting -= 1
             lane.in_flight += 1
             if lane.kind is not FAST:
                 self.held_up -= 1
                 self._held_places += 1
-            if lane.rate_limit_per_s is not None:
-                lane.spend(now_ms)
             if lane.in_flight >= lane.limit:
                 lane.was_full = True
                 lane.queued = False
@@ -143,6 +147,18 @@ class Lanes(Generic[Delivery]):
                 lane.queued = False
             return lane.host_key, delivery
         return None
+
+    def _wait_for_pace(self, lane: Lane[Delivery], until_ms: int) -> None:
+        lane.wait_for_pace(until_ms)
+        lane.queued = False
+        self._shut_count += 1
+        heapq.heappush(self.gates, (until_ms, self._shut_count, lane))
+
+    def open_gates(self, now_ms: int) -> None:
+        """Turns again for the lanes whose rate lets them go on: by the ms, since the look every 100 ms would take the
+        tokens of a tenth of a second at once and lose what is beyond a small burst."""
+        while self.gates and self.gates[0][0] <= now_ms:
+            self._queue(heapq.heappop(self.gates)[2], now_ms)
 
     def _next_turns(self) -> deque[Lane[Delivery]]:
         """Whose turn it is. The kinds alternate; a share of the places in flight is kept for fast hosts, and of what is
@@ -214,6 +230,8 @@ class Lanes(Generic[Delivery]):
         lane.in_flight -= 1
         if lane.kind is not FAST:
             self._held_places -= 1
+        if lane.pacer is not None:
+            lane.pacer.give_back()
 
     def pause(self, host_key: str, for_ms: int, now_ms: int) -> None:
         """The host has asked for a pause: start nothing for so long."""

@@ -28,7 +28,6 @@ from postbackd.delivery.recorder import Delivery, Recorder, no_transfer
 from postbackd.delivery.shard import Shard
 from postbackd.delivery.transfer import Result, Transfers
 from postbackd.errors import LeaseLostError
-from postbackd.limits import worker_count
 from postbackd.scoreboard import Cell, monotonic_ms
 from postbackd.settings import Settings
 from postbackd.template import Rendered
@@ -78,15 +77,15 @@ class DeliveryWorker:
         transfers.watch(resolver_descriptor)
 
     def _bounds(self, host_key: str) -> Bounds:
-        """A host's limits in this process; a configured rate is the daemon's, shared evenly by its workers."""
+        """A host's limits in this process; a configured rate is the daemon's, which its workers keep together."""
         host = self._settings.hosts.get(host_key)
         if host is None:
             return Bounds(self._settings.delivery.per_host)
         in_flight = self._settings.delivery.per_host if host.per_host is None else host.per_host
         if host.rate is None:
             return Bounds(in_flight)
-        workers = worker_count(self._settings.delivery.workers, per_core=1)
-        return Bounds(in_flight, host.rate / workers, (host.rate if host.burst is None else host.burst) / workers)
+        cells, slot = self._host_report.rate_cells(host_key)
+        return Bounds(in_flight, host.rate, host.rate if host.burst is None else host.burst, cells, slot)
 
     def _attempt_failed(self, host_key: str, result: Result, is_dead: bool, now_ms: int) -> None:
         """What a failed attempt means for its host."""
@@ -144,6 +143,8 @@ class DeliveryWorker:
             wait_ms = min(wait_ms, OVERFLOW_EVERY_MS)
         if self._lanes.wanting:
             wait_ms = min(wait_ms, RECALL_EVERY_MS)
+        if self._lanes.gates:
+            wait_ms = min(wait_ms, max(self._lanes.gates[0][0] - now_ms, 0))
         return min(wait_ms, LONGEST_TURN_MS)
 
     def _open_items(self) -> int:
@@ -155,6 +156,8 @@ class DeliveryWorker:
 
     def _start_transfers(self, now_ms: int) -> None:
         server_ms = self._clock.now_ms()
+        if self._lanes.gates:
+            self._lanes.open_gates(now_ms)
         while self._transfers.in_flight < self._in_flight_limit:
             taken = self._lanes.take(now_ms)
             if taken is None:
