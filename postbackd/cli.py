@@ -111,7 +111,9 @@ def render(file: str, as_json: bool, config: str | None, overrides: tuple[str, .
 @click.option("--port", default=8888, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Status of every answer.")
 @click.option("--latency", default=0.0, type=click.FloatRange(0), help="Seconds before each answer.")
-@click.option("--fail-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests answered with 500.")
+@click.option("--fail-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests that fail.")
+@click.option("--fail-status", default=500, show_default=True, type=click.IntRange(400, 599), help="What those get.")
+@click.option("--retry-after", type=click.IntRange(0), help="Retry-After, in seconds, of every answer of 400 and more.")
 @click.option(
     "--drop-rate", default=0.0, type=click.FloatRange(0, 1), help="Share of requests whose connection is closed."
 )
@@ -124,6 +126,8 @@ def sink(
     status: int,
     latency: float,
     fail_rate: float,
+    fail_status: int,
+    retry_after: int | None,
     drop_rate: float,
     hang_rate: float,
     record: Path | None,
@@ -132,7 +136,7 @@ def sink(
     """Run a target that shows and records what arrives. With faults on order."""
     from postbackd.tools.sink import Options, Sink
 
-    options = Options(status, latency, fail_rate, drop_rate, hang_rate)
+    options = Options(status, latency, fail_rate, drop_rate, hang_rate, fail_status, retry_after)
     target = Sink(host, port, options, record, None if quiet else sys.stdout)
     click.echo(
         f"sink listens on http://{host}:{target.port}/ and answers {status}"

@@ -2,10 +2,10 @@
 """The sink: an HTTP/1.1 target that records what arrives and fails on order.
 
 One process, one epoll, no framework: fast enough (when quiet) to be the target of a benchmark. It answers every
-request with one status, can wait before it answers, fail a share of requests with 500, drop a share without an answer,
-or leave a share hanging. Each request is one line for a person, and one JSON line in the record: time, method, url,
-headers, body, and the status it is about to be answered with (null where it gets no answer). For tests, benches and
-trying things out; it is no server for the open network.
+request with one status, can wait before it answers, fail a share of requests (500), ask for a pause (Retry-After), drop
+a share without an answer, or leave a share hanging. Each request is one line for a person, and one JSON line in the
+record: time, method, url, headers, body, and the status it is about to be answered with (null where it gets no answer).
+For tests, benches and trying things out; it is no server for the open network.
 """
 
 import base64
@@ -29,7 +29,14 @@ MAX_HEAD_BYTES = 65_536
 ANSWER_BODY = b"ok\n"
 BACKLOG = 1024
 WITHOUT_BODY = (204, 304)
-REASONS = {200: "OK", 204: "No Content", 301: "Moved Permanently", 302: "Found", 304: "Not Modified"}
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    301: "Moved Permanently",
+    302: "Found",
+    304: "Not Modified",
+    429: "Too Many Requests",
+}
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 
 
@@ -41,6 +48,8 @@ class Options(NamedTuple):
     fail_rate: float = 0.0
     drop_rate: float = 0.0
     hang_rate: float = 0.0
+    fail_status: int = 500
+    retry_after_s: int | None = None  # as Retry-After of every answer from 400 on
 
 
 class Request(NamedTuple):
@@ -128,12 +137,14 @@ def shown_line(request: Request, now_s: float, status: int | None) -> str:
     return f"{clock} {method} {url} {answer}, body {len(request.body)} bytes\n"
 
 
-def answer_bytes(status: int, method: bytes = b"GET") -> bytes:
+def answer_bytes(status: int, method: bytes = b"GET", retry_after_s: int | None = None) -> bytes:
     """The whole answer with this status."""
     body = b"" if status in WITHOUT_BODY else ANSWER_BODY
     reason = REASONS.get(status, "Status")
     length = b"" if status in WITHOUT_BODY else b"Content-Length: %d\r\n" % len(body)
-    return f"HTTP/1.1 {status} {reason}\r\n".encode() + length + b"\r\n" + (b"" if method == b"HEAD" else body)
+    pause = b"" if retry_after_s is None or status < 400 else b"Retry-After: %d\r\n" % retry_after_s
+    head = f"HTTP/1.1 {status} {reason}\r\n".encode() + length + pause + b"\r\n"
+    return head + (b"" if method == b"HEAD" else body)
 
 
 class _Connection:
@@ -255,7 +266,7 @@ class Sink:
         drops, hangs, fails = (
             rate > 0 and random.random() < rate for rate in (options.drop_rate, options.hang_rate, options.fail_rate)
         )
-        status = None if drops or hangs else 500 if fails else options.status
+        status = None if drops or hangs else options.fail_status if fails else options.status
         if self._record is not None:
             self._record.write(record_line(request, time.time(), status))
             self._record.flush()  # before the answer: what was answered stands in the record
@@ -267,7 +278,7 @@ class Sink:
             if drops:
                 self._close(connection)
             return
-        answer = answer_bytes(status, request.method)
+        answer = answer_bytes(status, request.method, options.retry_after_s)
         if options.latency_s:
             self._sequence += 1
             connection.waiting = True

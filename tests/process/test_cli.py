@@ -285,6 +285,22 @@ def test_sink_fails_and_drops_on_order(tmp_path: Path) -> None:
         assert status_of(sink.port) == 204
 
 
+def test_sink_asks_for_a_pause_on_order(tmp_path: Path) -> None:
+    import http.client
+
+    for options, expected in [
+        (("--retry-after", "7"), (200, None)),
+        (("--status", "429", "--retry-after", "7"), (429, "7")),
+        (("--fail-rate", "1", "--fail-status", "503", "--retry-after", "36000"), (503, "36000")),
+    ]:
+        with running_sink(tmp_path / str(expected[0]), *options) as sink:
+            connection = http.client.HTTPConnection("127.0.0.1", sink.port, timeout=STOP_BOUND_S)
+            connection.request("GET", "/x")
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("Retry-After")) == expected
+            connection.close()
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_sink_shows_each_request_at_once_unless_quiet(tmp_path: Path, quiet: bool) -> None:
     port, shown = free_port(), tmp_path / "shown"
