@@ -44,7 +44,7 @@ def main(seconds: int, as_json: bool) -> None:
     figures: dict[str, Any] = {"commands_per_s": sent, "inner_commands_per_s": inner, "cpu_percent": sum(used.values())}
     rows = [
         ("commands/s sent to Redis, all processes", f"{sent:.2f}"),
-        ("commands/s that the scripts run inside", f"{inner:.2f}"),
+        ("commands/s that these run inside (scripts; no round trip)", f"{inner:.2f}"),
         *((f"CPU % of {len(pids[role])} {role} process(es)", f"{used[role]:.2f}") for role in roles),
         ("CPU % in all", f"{sum(used.values()):.2f}"),
     ]
