@@ -54,9 +54,14 @@ roles_option = click.option(
 @roles_option
 def run(config: str | None, overrides: tuple[str, ...], roles: frozenset[str]) -> None:
     """Run the daemon in the foreground."""
+    from postbackd.queue.check import refuse_denied
+    from postbackd.queue.worker_number import has_numbers
     from postbackd.supervisor import run as run_supervisor
 
-    sys.exit(run_supervisor(load_settings(config, overrides), roles, lambda: load_settings(config, overrides)))
+    settings = load_settings(config, overrides)
+    if not has_numbers(Path(settings.data_dir)):  # else it was right once: starting serves better than not starting
+        refuse_denied(settings.queue.url)
+    sys.exit(run_supervisor(settings, roles, lambda: load_settings(config, overrides)))
 
 
 @main.command()

@@ -68,6 +68,10 @@ class QueueUnavailableError(PostbackdError):
     """Redis did not run the command, for certain: refused, loading, read-only, or it said so."""
 
 
+class QueueDeniedError(QueueUnavailableError):
+    """Redis refuses the user or the password: waiting changes nothing."""
+
+
 class QueueUnsureError(QueueUnavailableError):
     """A command was sent and no answer came: it may have run, not have run, or still run later."""
 

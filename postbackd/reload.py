@@ -19,6 +19,7 @@ from postbackd.child_lines import ChildLines
 from postbackd.errors import ConfigError, PostbackdError
 from postbackd.limits import raise_descriptor_limit
 from postbackd.rollover import Rollover
+from postbackd.scoreboard import Scoreboard
 from postbackd.settings import Declaration, Settings, declarations
 from postbackd.worker_pool import SlotContext, WorkerMain, WorkerPool
 
@@ -64,13 +65,20 @@ class Reloader:
     """The settings in force, and the way to the next ones."""
 
     def __init__(
-        self, settings: Settings, roles: frozenset[str], read_again: Callable[[], Settings], lines: ChildLines
+        self,
+        settings: Settings,
+        roles: frozenset[str],
+        read_again: Callable[[], Settings],
+        lines: ChildLines,
+        scoreboard: Callable[[], Scoreboard],
     ) -> None:
+        """`scoreboard` gives the one that shows others what was refused."""
         self.settings = settings
         self.state = State.NONE
         self._roles = roles
         self._read_again = read_again
         self._lines = lines
+        self._scoreboard = scoreboard
         self._pools: list[tuple[Plan, WorkerPool]] = []
         self._next = settings
         self._changed = ""  # names of settings; their values may be secrets
@@ -142,6 +150,7 @@ class Reloader:
 
     def _refuse(self, error: str) -> None:
         oplog.error("reload_refused", error=error, hint="the configuration in force goes on; mend it and reload again")
+        self._scoreboard().set_reload_refused(error)
         if self.state is State.NONE:  # else the one under way will say so
             systemd.notify("READY=1", f"{self.status()}; reload refused: {error}")
 
@@ -158,6 +167,7 @@ class Reloader:
             for rollover in self._rollovers:
                 rollover.commit()
             oplog.configure(self.settings.log.format, self.settings.log.level)
+            self._scoreboard().set_reload_refused("")
             oplog.info("reload_in_force")
 
     def _look_if_done(self, now_ms: int) -> None:

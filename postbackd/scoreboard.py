@@ -13,6 +13,7 @@ workers read it and reclaim their leases (QUEUE.md "reclaim"). It does not talk 
 """
 
 import mmap
+import sys
 import time
 from enum import IntEnum
 
@@ -23,6 +24,7 @@ RING_ENTRIES = 64
 RING_KEPT = RING_ENTRIES - 1  # readable: the oldest entry may be in the middle of being overwritten
 NAME_BYTES = 128  # one of length, then the name
 SENDERS = 64  # of which the uses are counted, for rates that hold over all processes
+NOTE_BYTES = 1024  # of which the first 8 say how many are in use
 HEADER_BYTES = 64  # the death counter and the phase, which the supervisor writes, on a cache line of their own
 
 
@@ -79,13 +81,15 @@ class Scoreboard:
         self.slots = slots
         rows_bytes = slots * CELLS_PER_SLOT * CELL_BYTES
         ring_end = HEADER_BYTES + rows_bytes + RING_ENTRIES * NAME_BYTES
-        self._mapping = mmap.mmap(-1, ring_end + slots * SENDERS * CELL_BYTES)
+        uses_end = ring_end + slots * SENDERS * CELL_BYTES
+        self._mapping = mmap.mmap(-1, uses_end + NOTE_BYTES)
         whole = memoryview(self._mapping)
         self._death_count = whole[:CELL_BYTES].cast("q")
         self._phase = whole[CELL_BYTES : 2 * CELL_BYTES].cast("q")
         self._rows = whole[HEADER_BYTES : HEADER_BYTES + rows_bytes].cast("q")
         self._ring = whole[HEADER_BYTES + rows_bytes : ring_end]
-        self._sender_uses = whole[ring_end:].cast("q")
+        self._sender_uses = whole[ring_end:uses_end].cast("q")
+        self._note = whole[uses_end:]
 
     def row(self, number: int) -> "memoryview[int]":
         """The cells of one slot, to be kept by its process: `row[Cell.DELIVERED] += n`."""
@@ -119,6 +123,19 @@ class Scoreboard:
     def set_phase(self, phase: Phase) -> None:
         """Called by the supervisor alone."""
         self._phase[0] = phase
+
+    @property
+    def reload_refused(self) -> str:
+        """Why the last reload was refused; empty since one succeeded, or where none was asked for."""
+        length = int.from_bytes(self._note[:CELL_BYTES], sys.byteorder)
+        return bytes(self._note[CELL_BYTES : CELL_BYTES + length]).decode(errors="replace")
+
+    def set_reload_refused(self, error: str) -> None:
+        """Called by the supervisor alone."""
+        text = error.encode()[: NOTE_BYTES - CELL_BYTES]
+        self._note[:CELL_BYTES] = bytes(CELL_BYTES)  # whoever reads meanwhile sees none
+        self._note[CELL_BYTES : CELL_BYTES + len(text)] = text
+        self._note[:CELL_BYTES] = len(text).to_bytes(CELL_BYTES, sys.byteorder)
 
     def note_death(self, worker: str) -> None:
         """Tell every live delivery worker that this incarnation is dead. Called by the supervisor alone."""

@@ -8,20 +8,23 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from postbackd.errors import ConfigError
 from postbackd.queue_url import parse_queue_url
-from postbackd.settings import Declaration, Host, Settings, declarations
+from postbackd.settings import Declaration, Host, SenderLimits, Settings, declarations
 
 ENVIRONMENT_PREFIX = "POSTBACKD_"
 REDIS_PORT = 6379
 OWN_PATHS = ("/health", "/ready")
 WITHOUT_SECTION = ("data_dir", "hosts")  # in the environment
 _HOST_NAME = re.compile(r'hosts\."([^"]+)"\.(\w+)')
+KEYED: dict[str, Any] = {"hosts": Host, "ingest.senders": SenderLimits, "security.signing_keys": str | list[str]}
+MASK = "***"  # what `config` prints in the place of a secret
+_MASKED = re.compile(r"(?:^|[:=])\*\*\*(?:$|[@&])")  # a whole value, the secret behind a name, or a password of a URL
 _PATH_IN_ERROR = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -46,6 +49,7 @@ def load(path: str | None, environ: Mapping[str, str], overrides: Sequence[str])
         _put(table, origins, _split_name(name.strip()), text.strip(), origin)
     _check_names(table, origins)
     settings = _convert(table, origins)
+    _refuse_masked(settings, origins)
     _check_values(settings)
     return settings
 
@@ -161,14 +165,31 @@ def _convert(table: dict[str, Any], origins: Mapping[str, str]) -> Settings:
         text = str(error)
         found = _PATH_IN_ERROR.search(text)
         name = found.group(1) if found else ""
+        name = _named(name, table)
         reason = _PATH_IN_ERROR.sub("", text)
         if name.startswith("hosts") and "unknown field" in reason:
             reason += f"; a host has {', '.join(f.name for f in msgspec.structs.fields(Host))}"
-        plain = name.split("[", 1)[0]
+        plain = re.split(r"[\[\"]", name, maxsplit=1)[0].rstrip(".")
         declared = {f"{d.section}.{d.name}": d for d in declarations()}.get(plain)
         if declared is not None and declared.choices:
             reason += f": choose from {', '.join(declared.choices)}"
         raise ConfigError(f"{name}: {reason} (from {origins.get(plain, 'the configuration')})") from None
+
+
+def _named(name: str, table: Mapping[str, Any]) -> str:
+    """A path of msgspec's with the key that it leaves out: `hosts[...]` → `hosts."api.partner.example"`."""
+    for prefix, kind in KEYED.items():
+        if not name.startswith(f"{prefix}[...]"):
+            continue
+        inner: Any = table
+        for part in prefix.split("."):
+            inner = inner[part]
+        for key, value in inner.items():
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError:
+                return f'{prefix}."{key}"{name.removeprefix(prefix + "[...]")}'
+    return name
 
 
 def _value_of(settings: Settings, declaration: Declaration) -> object:
@@ -197,6 +218,24 @@ def _check_values(settings: Settings) -> None:
             raise ConfigError(f"hosts.{host}: hosts are known in lower case: write {host.lower()}")
 
 
+def _refuse_masked(settings: Settings, origins: Mapping[str, str]) -> None:
+    """The output of `config` taken as a file: its masks would be secrets that everybody knows."""
+    for declaration in declarations():
+        if declaration.secret and any(_MASKED.search(text) for text in _texts(_value_of(settings, declaration))):
+            name = f"{declaration.section}.{declaration.name}"
+            origin = origins.get(name, "the configuration")
+            raise ConfigError(f"{name}: {MASK} is a masked value, as config prints it: put the secret in ({origin})")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every string within."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def _format_toml(value: object) -> str:
     """A TOML value; JSON's strings, numbers and lists are TOML too."""
     if isinstance(value, msgspec.Struct):
@@ -211,13 +250,15 @@ def _format_toml(value: object) -> str:
 def _masked(value: object) -> object:
     """A secret with only its shape left: how many there are, and the names of those that have one."""
     if isinstance(value, dict):
-        return dict.fromkeys(value, "***")
-    return ["***"] * len(value) if isinstance(value, list) else "***"
+        return dict.fromkeys(value, MASK)
+    return [MASK] * len(value) if isinstance(value, list) else MASK
 
 
 def render_toml(settings: Settings) -> str:
     """The settings as a commented TOML file, one a line with unit and meaning; secrets are masked."""
     lines: list[str] = ["# postbackd: every setting with its value. Durations are seconds, sizes bytes."]
+    if any(declaration.secret and _value_of(settings, declaration) for declaration in declarations()):
+        lines.append(f'# Secrets are masked as "{MASK}", which is refused in a file: put them in.')
     section = ""
     for declaration in declarations():
         if declaration.section != section:

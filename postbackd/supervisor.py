@@ -83,7 +83,7 @@ class Supervisor:
         self._pools: list[WorkerPool] = []  # in the order in which they are stopped
         self._signals_out, self._signals_in = socket.socketpair()
         self._lines = ChildLines()
-        self._reloader = Reloader(settings, roles, read_again, self._lines)
+        self._reloader = Reloader(settings, roles, read_again, self._lines, lambda: self._scoreboard)
         self._started_ms = 0
         self._was_ready = False
         self._was_slow = False

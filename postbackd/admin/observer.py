@@ -216,6 +216,7 @@ class Observer:
             "state": self._scoreboard.phase.name.lower(),
             "ready": not reasons,
             "reasons": reasons,
+            "reload_refused": self._scoreboard.reload_refused or None,
             "queue": self._queue(),
             "spool": {
                 "bytes": spool_bytes,

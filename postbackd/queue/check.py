@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from postbackd.clock import HINT, WARN_SKEW_MS
-from postbackd.errors import BootError, QueueAwayError, QueueUnavailableError
+from postbackd.errors import BootError, QueueAwayError, QueueDeniedError, QueueUnavailableError
 from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import Route, ServerRoute, route_to
 from postbackd.queue.sentinel import SentinelRoute
@@ -16,6 +16,7 @@ from postbackd.queue_url import Node
 
 OLDEST_MAJOR = 7
 TIMEOUT_S = 5.0
+DENIED_TIMEOUT_S = 1.0
 OTHER_TIMEOUT_S = 1.0
 LOADING_PAUSE_S = 0.5
 MEND_AWAY = "Start it, or mend queue.url."
@@ -303,6 +304,21 @@ def refuse_evicting(wire: Wire) -> None:
     finding = _eviction(_config(wire, "maxmemory-policy") or "")
     if finding.level == "fail":
         raise QueueUnavailableError(finding.text)
+
+
+def refuse_denied(url: str) -> None:
+    """Raise BootError when the server refuses the password: asked once by whoever starts the daemon, before it forks,
+    so that one line says so and not one of each worker. Everything else is found out by the workers, who wait for it;
+    so is what the nodes of a Cluster or Sentinel say."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        return
+    try:
+        with contextlib.closing(Wire(url, DENIED_TIMEOUT_S)) as wire:
+            wire.call("PING")
+    except QueueDeniedError as error:
+        raise BootError(f"queue: {error} Mend the password in queue.url.") from None
+    except QueueUnavailableError:
+        return
 
 
 def refuse_unfit(url: str, wait_s: float, beat: Callable[[], None], shards: int = 1) -> list[Finding]:

@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from postbackd.errors import (
     PostbackdError,
+    QueueDeniedError,
     QueueFullError,
     QueueUnavailableError,
     QueueUnsureError,
@@ -61,7 +62,8 @@ def error_of(reply: hiredis.ReplyError) -> PostbackdError:
         return QueueFullError("Redis is out of memory (maxmemory is reached): raise maxmemory, or let it drain.")
     if code == "CONFLICT":
         return RecordConflictError(text)
-    return QueueUnavailableError(f"Redis refused the command: {text}.")
+    refused = f"Redis refused the command: {text}."
+    return QueueDeniedError(refused) if code in ("NOAUTH", "WRONGPASS") else QueueUnavailableError(refused)
 
 
 class Wire:
@@ -85,6 +87,8 @@ class Wire:
                 }
             )
             self._connection.connect()
+        except redis.AuthenticationError as error:
+            raise QueueDeniedError(f"{mask(url)} refuses the user or password: {str(error).rstrip('.')}.") from None
         except redis.ResponseError as error:  # AUTH, SELECT, or LOADING
             raise QueueUnavailableError(f"{mask(url)} refused the connection: {error}.") from None
         except (redis.RedisError, OSError, ValueError, TypeError) as error:  # TypeError: an unknown option

@@ -61,6 +61,9 @@ def summary(stats: Stats, asked: str) -> Table:
         table.add_row("given up", text + "   since the start")
     table.add_row("spool", _spool(spool))
     table.add_row("workers", _workers(workers, now))
+    if refused_reload := stats.get("reload_refused"):
+        text = f"REFUSED, the configuration before it goes on: {printable(refused_reload)}"
+        table.add_row("reload", Text(text, "bold red"))
     if stats["log"]["lines_lost"]:
         table.add_row(
             "log", Text(f"{count(stats['log']['lines_lost'])} lines LOST: {stats['log']['path']}", "bold red")

@@ -34,7 +34,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 def check(settings: Settings, config: str | None, roles: frozenset[str], as_json: bool = False) -> int:
     """Print one line a finding; exit code 1 when `run` with these roles would refuse. `config` is their file."""
     findings = [
-        Finding("ok", "configuration: read and valid"),
+        Finding("ok", f"configuration: {_which(config)}, and valid"),
         *_queue(settings),
         *_whose_queue(settings, roles),
         *_left_behind(settings),
@@ -59,6 +59,12 @@ def check(settings: Settings, config: str | None, roles: frozenset[str], as_json
         for line in costs:
             click.echo(f"     {line}")
     return ExitCode.FAILED if is_refused else ExitCode.OK
+
+
+def _which(config: str | None) -> str:
+    if config is None:
+        return "no file was read (-c FILE, or POSTBACKD_CONFIG, names one), so the defaults, the environment and --set"
+    return f"read from {Path(config).absolute()}"
 
 
 def _queue(settings: Settings) -> list[Finding]:

@@ -80,8 +80,13 @@ def _silence(settings: Settings) -> str | None:
     except BootError as error:
         return str(error)
     folder = Path(settings.data_dir).absolute() / "queue"
-    text = f"the embedded server does not answer: see {folder}/server.log; it hangs? kill its pid, another is started"
+    text = f"the embedded server does not answer: see {folder}/server.log; it hangs? {_kill(settings)}"
     return text if is_away(findings) else None
+
+
+def _kill(settings: Settings) -> str:
+    pids = [row["pid"] for row in read_processes(settings.data_dir) if row["role"] == "queue"]
+    return f"kill -9 {pids[0]}: another is started" if pids else "its pid is the queue_pid of the last queue_started"
 
 
 def _room(settings: Settings, roles: frozenset[str]) -> Iterator[Finding]:

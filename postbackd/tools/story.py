@@ -16,7 +16,8 @@ Story = dict[str, Any]
 def tell(story: Story, log_path: str) -> Iterator[str]:
     """The lines; takes the endpoint out of it."""
     here = f" on this machine ({node_name()})" if story["accepted_here"] else ""
-    yield f"{story['id']}  accepted {story['accepted']}{here}"
+    but = "" if _is_known(story) else "nothing here knows it; by its number it would have been "
+    yield f"{story['id']}  {but}accepted {story['accepted']}{here}"
     endpoint = story.pop("endpoint", None)
     if endpoint is not None:
         yield f"endpoint  {endpoint.method} {endpoint.url}"
@@ -33,6 +34,11 @@ def tell(story: Story, log_path: str) -> Iterator[str]:
         yield f"warning   it may lie in {where}, where nobody delivers it: {PAGE}"
     if "disk_error" in story:
         yield f"warning   the spool was not looked through: {story['disk_error']}"
+
+
+def _is_known(story: Story) -> bool:
+    """Whether anything but the number itself tells of it, or somewhere was not looked."""
+    return bool(story["place"] or story["attempts"] or "queue_error" in story or "disk_error" in story)
 
 
 def _in_order(attempts: list[dict[str, Any]], start: str | None) -> Iterator[str]:

@@ -233,3 +233,28 @@ def test_token_of_a_real_daemon_is_asked_for(tmp_path: Path) -> None:
         assert get(daemon, "/stats", {"Authorization": f"Bearer {token}"})[0] == 200
         assert get(daemon, "/health")[0] == 200
         assert token not in daemon.output.read_text()
+
+
+def test_refused_reload_is_shown_until_one_succeeds(tmp_path: Path) -> None:
+    config = tmp_path / "postbackd.toml"
+    config.write_text("[delivery]\nper_host = 7\n")
+    with running_daemon(tmp_path / "daemon", config=config) as daemon:
+        assert daemon.stats()["reload_refused"] is None
+        config.write_text("[delivery]\nper_hots = 8\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: daemon.stats()["reload_refused"], "it is refused")
+        chosen = [part for setting in daemon.settings for part in ("--set", setting)]
+        status = subprocess.run([*POSTBACKD, "status", *chosen], capture_output=True, text=True, timeout=60)
+        told = " ".join(status.stdout.split())
+        assert status.returncode == 0, "the daemon does its work"
+        assert "reload REFUSED, the configuration before it goes on: delivery.per_hots: there is no" in told
+        config.write_text("[delivery]\nper_host = 8\n")
+        daemon.process.send_signal(signal.SIGHUP)
+
+        def is_forgotten() -> bool:
+            try:
+                return daemon.stats()["reload_refused"] is None
+            except OSError:  # one admin process follows the other
+                return False
+
+        wait_until(is_forgotten, "the next one succeeds")

@@ -122,6 +122,7 @@ def test_embedded_server_that_hangs_is_told_and_no_reason_to_refuse(tmp_path: Pa
             os.kill(queue, signal.SIGCONT)
     assert (checked.returncode, lines(checked, "fail")) == (0, []), checked.stdout
     assert any("the embedded server does not answer" in line for line in lines(checked, "warn")), checked.stdout
+    assert f"it hangs? kill -9 {queue}: another is started" in checked.stdout
 
 
 def test_folder_of_something_else_is_told_and_not_to_be_closed(tmp_path: Path) -> None:
@@ -139,3 +140,12 @@ def test_disk_that_is_smaller_than_the_spool_may_grow_is_told(tmp_path: Path) ->
     assert checked.returncode == 0, checked.stdout
     assert any("the spool may grow to" in line and "make room" in line for line in lines(checked, "warn"))
     assert "the spool may grow" not in postbackd("check", "--roles", "deliver", *settings).stdout
+
+
+def test_file_that_was_read_is_named_and_that_none_was(tmp_path: Path) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text("[delivery]\nper_host = 7\n")
+    read = postbackd("check", "-c", "postbackd.toml", *settings_for(tmp_path), cwd=tmp_path)
+    assert lines(read, "ok")[0].endswith(f"configuration: read from {file}, and valid")
+    none = postbackd("check", *settings_for(tmp_path), cwd=tmp_path)
+    assert "configuration: no file was read (-c FILE, or POSTBACKD_CONFIG, names one)" in lines(none, "ok")[0]

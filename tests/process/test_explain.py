@@ -100,6 +100,7 @@ def test_unknown_and_impossible_ids_are_one_clear_answer(tmp_path: Path) -> None
         assert "now       ready: attempt 1" in explain(daemon, waiting).stdout
         told = explain(daemon, "0000000000000001")
         assert (told.returncode, "never accepted here" in told.stdout) == (1, True)
+        assert told.stdout.startswith("0000000000000001  nothing here knows it; by its number it would have")
         told = explain(daemon, "what?")
         assert (told.returncode, told.stdout, len(told.stderr.splitlines())) == (2, "", 1)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.daemon import POSTBACKD, free_port
+from tests.support.servers import running_server
 
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 SECTION = RUNBOOK.split("## It does not start, or a reload is refused\n", 1)[1].split("\n## ", 1)[0]
@@ -92,3 +93,14 @@ def test_start_that_is_refused_says_why_in_the_runbooks_words(name: str, tmp_pat
     assert f"`{case.row}`" in SECTION
     assert re.search(".*".join(map(re.escape, case.row.split("…"))), said.pop())
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_password_at_the_first_start_is_one_line_at_once(tmp_path: Path) -> None:
+    with running_server() as (client, url):
+        client.config_set("requirepass", "right")
+        place = url.removeprefix("unix://")
+        for credentials, word in (("", "Authentication required"), (":wrong@", "invalid username-password pair")):
+            done = run(tmp_path, Case("", f"queue.url=unix://{credentials}{place}"))
+            assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+            assert f"refuses the user or password: {word}" in done.stderr and "in queue.url." in done.stderr
+            assert "wrong" not in done.stderr

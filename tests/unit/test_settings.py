@@ -129,3 +129,49 @@ def test_secrets_are_masked() -> None:
     text = render_toml(load(None, {}, ["queue.url=redis://:hunter2@127.0.0.1:7000"]))
     assert "hunter2" not in text
     assert 'url = "***"' in text
+
+
+@pytest.mark.parametrize(
+    ("secret", "name"),
+    [
+        ('[ingest]\ntokens = ["***"]\n', "ingest.tokens"),
+        ('[ingest]\ntokens = ["good:0123456789abcdef", "tracker:***"]\n', "ingest.tokens"),
+        ('[queue]\nurl = "***"\n', "queue.url"),
+        ('[queue]\nurl = "redis://default:***@10.0.0.1:7000"\n', "queue.url"),
+        ('[queue]\nurl = "sentinel://a:1/m?sentinel_password=***"\n', "queue.url"),
+        ('[admin]\ntoken = "***"\n', "admin.token"),
+        ('[security]\nsigning_keys = { main = "***" }\n', "security.signing_keys"),
+        ('[security]\nsigning_keys = { main = ["whsec_MDEyMzQ1Njc4OWFiY2RlZg==", "***"] }\n', "security.signing_keys"),
+    ],
+)
+def test_mask_is_no_secret(tmp_path: Path, secret: str, name: str) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text(secret)
+    with pytest.raises(ConfigError, match=rf"{name}: \*\*\* is a masked value.*put the secret in \(.*postbackd.toml\)"):
+        load(str(file), {}, [])
+
+
+def test_configuration_printed_with_secrets_is_refused_as_a_file_and_one_without_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text(render_toml(load(None, {}, ["ingest.tokens=['a:0123456789abcdef']"])))
+    assert "put them in" in file.read_text()
+    with pytest.raises(ConfigError, match="masked value"):
+        load(str(file), {}, [])
+    file.write_text(render_toml(Settings()))
+    assert load(str(file), {}, []) == Settings() and "masked" not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('[hosts."a.example"]\nrate = 2\n[hosts."b.example"]\nspeed = 1\n', r'hosts\."b\.example"'),
+        ('[hosts."a.example"]\nrate = 2\n[hosts."b.example"]\nrate = "x"\n', r'hosts\."b\.example"\.rate'),
+        ("[ingest.senders]\none = { rate = 1 }\ntwo = { rate = 0 }\n", r'ingest\.senders\."two"\.rate'),
+        ("[security.signing_keys]\none = 1\n", r'security\.signing_keys\."one"'),
+    ],
+)
+def test_fault_below_a_name_of_ones_own_is_told_with_that_name(tmp_path: Path, text: str, name: str) -> None:
+    file = tmp_path / "postbackd.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{name}: .*\(from {file}\)"):
+        load(str(file), {}, [])

@@ -70,6 +70,11 @@ function aboutReasons(stats) {
   });
 }
 
+function aboutReload(stats) {
+  if (!stats.reload_refused) return [];
+  return [{ kind: "reload-refused", level: "warn", who: "us", title: "The last reload was refused", text: `The configuration before it goes on: ${stats.reload_refused}` }];
+}
+
 function aboutWorkers(stats) {
   const down = stats.workers.filter((worker) => !worker.alive);
   if (!down.length || stats.state !== "running") return [];
@@ -124,7 +129,7 @@ function aboutHosts(stats, memory) {
 // What there is to say, the worst first. `memory.since(kind, nowMs)` tells since when this page has seen it.
 export function judge(stats, points, memory) {
   const found = [
-    ...aboutQueue(stats, memory), ...aboutReasons(stats), ...aboutWorkers(stats), ...aboutSpool(stats),
+    ...aboutQueue(stats, memory), ...aboutReasons(stats), ...aboutReload(stats), ...aboutWorkers(stats), ...aboutSpool(stats),
     ...aboutLoad(stats, points), ...aboutHosts(stats, memory),
   ].sort((a, b) => LEVELS.indexOf(a.level) - LEVELS.indexOf(b.level));
   memory.forgetAllBut(found.map((finding) => finding.kind));
