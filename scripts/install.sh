@@ -119,7 +119,12 @@ install_files() {
     put 0644 init/postbackd.sysusers /usr/lib/sysusers.d/postbackd.conf
     put 0644 init/postbackd.tmpfiles /usr/lib/tmpfiles.d/postbackd.conf
     install -d "$root/usr/share/doc/postbackd"
-    install -m 0644 README.md CHANGELOG.md LICENSE docs/*.md "$root/usr/share/doc/postbackd/"
+    # In one folder: README's links lose theirs.
+    install -m 0644 README.md CHANGELOG.md CONTRIBUTING.md LICENSE docs/*.md docs/openapi.yaml etc/nginx.conf \
+        "$root/usr/share/doc/postbackd/"
+    sed -i 's|](docs/|](|g; s|etc/nginx.conf|nginx.conf|; s|are in .etc/.|lie beside it|' \
+        "$root/usr/share/doc/postbackd/README.md"
+    install -D -m 0644 -t "$root/usr/share/doc/postbackd/img" docs/img/*
     put 0644 etc/grafana/dashboard.json /usr/share/doc/postbackd/grafana/dashboard.json
     put 0644 etc/prometheus/alerts.yml /usr/share/doc/postbackd/prometheus/alerts.yml
     sed -i 's|\(runbook_url: \)docs/|\1/usr/share/doc/postbackd/|' "$root/usr/share/doc/postbackd/prometheus/alerts.yml"
