@@ -18,6 +18,7 @@ from tests.support.installed import (
     DELIVER_ADMIN_PORT,
     PAUSE_S,
     PORT,
+    REPOSITORY,
     SOURCE,
     Installation,
 )  # fmt: skip
@@ -66,6 +67,9 @@ def installs(machine: Installation) -> None:
     alerts = machine.path("/usr/share/doc/postbackd/prometheus/alerts.yml").read_text()
     pages = set(re.findall(r"runbook_url: (.+)#", alerts))
     assert len(pages) == 1 and machine.path(pages.pop()).exists(), "they lead to the runbook beside them"
+    for page in machine.path("/usr/share/doc/postbackd").glob("*.md"):
+        links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == [], page.name
     machine.configure()
     machine.root.run("postbackd", "check", "-c", CONFIG)
     # The units as they are installed, with all they name.
@@ -226,11 +230,25 @@ def is_upgraded_under_load(machine: Installation) -> None:
 
 
 def uses_a_queue_server_of_its_own(machine: Installation) -> None:
+    """What the embedded one holds is moved, as docs/operations.md has it."""
+    [waiting] = machine.post("http://127.0.0.1:1", 1)  # nobody listens there: it is tried for a day
     found = re.search(r"^requirepass (\S+)$", machine.path("/etc/postbackd/valkey.conf").read_text(), re.MULTILINE)
     assert found
     machine.edit('url = ""', f'url = "redis://:{found.group(1)}@127.0.0.1:7379"')
-    machine.systemctl("enable", "--now", "postbackd-valkey")
     machine.systemctl("restart", "postbackd")
+    assert "queue_left_behind" in machine.journal("postbackd", "--priority=err")
+    machine.systemctl("stop", "postbackd")
+    for line in (
+        "mv $DATA_DIR/queue $DATA_DIR/queue.moved",
+        "install -d -o postbackd -g postbackd -m 0700 /var/lib/postbackd-valkey",
+        "cp -r $DATA_DIR/queue.moved/appendonlydir /var/lib/postbackd-valkey/",
+        "chown -R postbackd: /var/lib/postbackd-valkey",
+    ):
+        assert f"    {line}\n" in (REPOSITORY / "docs/operations.md").read_text()
+        machine.root.run("sh", "-c", line, DATA_DIR="/var/lib/postbackd")
+    machine.systemctl("enable", "--now", "postbackd-valkey")
+    machine.systemctl("start", "postbackd")
+    assert "now       later" in machine.root.run("postbackd", "explain", waiting, "-c", CONFIG)
     assert len(machine.pids("postbackd-valkey")) == 1
     assert "valkey-server" not in machine.programs("postbackd")
     machine.delivers()
@@ -257,7 +275,19 @@ def runs_split(machine: Installation) -> None:
     machine.root.run("cp", "--preserve=all", CONFIG, "/etc/postbackd/main.toml")
     halves = ["postbackd-ingest@main", "postbackd-deliver@main"]
     machine.systemctl("enable", "--now", *halves)
-    machine.delivers()
+    [one] = machine.delivers(1)
+    for role, port, log in (("ingest", ADMIN_PORT, {}), ("deliver", DELIVER_ADMIN_PORT, {
+        "POSTBACKD_LOG__PATH": "/var/log/postbackd-deliver/main.jsonl", "POSTBACKD_ADMIN__PORT": "8082",
+    })):  # fmt: skip
+        places = {"POSTBACKD_CONFIG": "/etc/postbackd/main.toml",
+                  "POSTBACKD_DATA_DIR": f"/var/lib/postbackd-{role}/main"} | log  # fmt: skip
+        user = ["runuser", "-u", "postbackd", "--", "postbackd"]
+        assert f":{port}," in machine.root.run(*user, "status", **places)
+        checked = machine.root.run(*user, "check", "--roles", f"{role},admin", **places)
+        assert "already runs here" in checked and "fail " not in checked, checked
+        if role == "deliver":
+            assert "now       delivered" in machine.root.run(*user, "explain", one, **places)
+            assert one in machine.root.run(*user, "tail", **places)
     for port, mine, others in ((ADMIN_PORT, "ingest", "deliver"), (DELIVER_ADMIN_PORT, "deliver", "ingest")):
         status, found = http("GET", f"http://127.0.0.1:{port}/profile")
         roles = {process["role"] for process in found["processes"]}
@@ -279,7 +309,7 @@ def is_removed(machine: Installation) -> None:
     assert machine.root.run("pgrep", "--euid", "postbackd", code=1) == ""
     left = machine.files()
     kept = ("/etc/postbackd", "/etc/default/postbackd", "/etc/logrotate.d/postbackd", "/var/l")
-    assert CONFIG in left and "/var/lib/postbackd/queue" in left
+    assert CONFIG in left and "/var/lib/postbackd/queue.moved" in left
     assert [name for name in left if not name.startswith(kept)] == []
     machine.make("uninstall", PURGE="1")
     assert machine.files() == []
