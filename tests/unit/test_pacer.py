@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A configured rate over several workers, with an invented clock: kept together, used in full by whoever has work."""
 
+import os
 from collections.abc import Callable
+from itertools import accumulate
 
 import pytest
 
@@ -38,12 +40,8 @@ class Machine:
 
     def most_over(self) -> float:
         """By how many starts any span of time exceeded rate * time + burst."""
-        times = self.started_ms
-        return max(
-            end - start + 1 - self.burst - (times[end] - times[start]) * self.rate_per_s / 1000
-            for start in range(len(times))
-            for end in range(start, len(times))
-        )
+        ahead = [number - now_ms * self.rate_per_s / 1000 for number, now_ms in enumerate(self.started_ms)]
+        return max(one - least for one, least in zip(ahead, accumulate(ahead, min), strict=True)) + 1 - self.burst
 
 
 @pytest.mark.parametrize(("rate_per_s", "burst"), [(20, 20), (20, 1), (7.5, 3), (333, 5), (0.5, 1)])
@@ -145,3 +143,18 @@ def test_absurd_rates_overflow_no_cell() -> None:
         machine = Machine(2, rate_per_s, burst)
         assert sum(machine.pacers[number % 2].spend(START_MS) for number in range(600)) > 0
         machine.pacers[0].parked(1e300)
+
+
+def test_host_that_a_reload_adds_is_shared_by_what_forks_then() -> None:
+    board = RateBoard(2)
+    board.assign(["old"])
+    old = board.cells("old")
+    board.assign(["old", "new"])
+    child = os.fork()
+    if not child:
+        Pacer(10, 1, board.cells("new"), 1).spend(START_MS)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert board.cells("new")[CELLS + STARTED] == 1
+    assert not Pacer(10, 1, board.cells("new"), 0).spend(START_MS)
+    assert board.cells("old") is old and not any(old)
