@@ -92,7 +92,7 @@ def read_sent(path: Path) -> tuple[list[int], set[int], list[float], Counter[int
 
 def strangers(made: World, found: Audit, refused: set[int]) -> int:
     """Deliveries of ids that were never acknowledged, and whose request was not one without an acknowledgement."""
-    wanted = set(found.out_of_nowhere)
+    wanted = set(found.others)
     count = 0
     for number in range(len(SINKS)):
         for line in made.record(number).open():
@@ -153,7 +153,7 @@ def judge(made: World, faults: Faults, items: int, settled: tuple[float, Counter
         "repeated": repeated,
         "repeated_late_answers": late,
         "repeated_allowed": allowed,
-        "unacknowledged_but_delivered": len(found.out_of_nowhere),
+        "unacknowledged_but_delivered": len(found.others),
         "p50_ms": times_ms[len(times_ms) // 2] if times_ms else None,
         "p99_ms": times_ms[int(len(times_ms) * 0.99)] if times_ms else None,
         "settled_s": round(settled[0], 1),

@@ -8,7 +8,15 @@ import click
 
 from postbackd import __version__
 from postbackd.cli_dead import dead
-from postbackd.cli_options import Commands, config_option, existing_file, hex_digits, load_settings, set_option
+from postbackd.cli_options import (
+    Commands,
+    SpreadFiles,
+    config_option,
+    files,
+    hex_digits,
+    load_settings,
+    set_option,
+)
 from postbackd.cli_watch import status, tail, top
 from postbackd.errors import ConfigError
 
@@ -150,10 +158,10 @@ def sink(
     click.echo(f"sink received {target.run()} requests")
 
 
-@main.command()
-@click.option("--sent", required=True, multiple=True, type=existing_file, help="Answers of ingest, or ids.")
+@main.command(cls=SpreadFiles)
+@click.option("--sent", required=True, multiple=True, callback=files, help="Answers of ingest, or ids; also .gz.")
 @click.option(
-    "--received", required=True, multiple=True, type=existing_file, help="A sink's record, delivery log, or ids."
+    "--received", required=True, multiple=True, callback=files, help="A sink's record, delivery log, or ids; also .gz."
 )
 @click.option("--show", default=10, show_default=True, type=click.IntRange(0), help="How many ids to name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every id.")
@@ -167,11 +175,15 @@ def audit(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Compare what was acknowledged with what arrived. Exit code 1 when anything is lost; a dead letter is not."""
-    from postbackd.tools.audit import audit as run_audit
+    """Compare what was acknowledged with what arrived. What did not is looked for in the queue, spool and dead letters
+    of this configuration (so give the daemon's): exit code 1 when anything is lost, which what waits there is not.
 
-    load_settings(config, overrides)  # for the commands that it names
-    sys.exit(run_audit(sent, received, show, as_json))
+    --sent and --received take several files each, and patterns: --received 'deliveries.jsonl*'."""
+    from postbackd.tools.audit import audit as run_audit
+    from postbackd.tools.whereabouts import look_for
+
+    settings = load_settings(config, overrides)
+    sys.exit(run_audit(sent, received, show, as_json, lambda missing: look_for(settings, missing)))
 
 
 @main.command()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the commands share: how the configuration is named and loaded, and how an expected failure ends."""
 
+import glob
 import os
 import re
 import sys
@@ -60,7 +61,34 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; may be repeated."
 )
 
-existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class SpreadFiles(click.Command):
+    """Gives an option of several files every file behind it, as a shell leaves `--received deliveries.jsonl*`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = {name for parameter in self.params if parameter.callback is files for name in parameter.opts}
+        spread: list[str] = []
+        name, has_one = "", False
+        for arg in args:
+            if arg.startswith("-") and arg != "-":
+                name, has_one = arg if arg in names else "", False
+            elif name and has_one:
+                spread.append(name)
+            else:
+                has_one = True
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def files(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Path, ...]:
+    """Files that are there; a name that is none may be a pattern."""
+    found: list[Path] = []
+    for value in values:
+        matching = [value] if Path(value).is_file() else sorted(filter(os.path.isfile, glob.glob(value)))
+        if not matching:
+            raise click.BadParameter(f"{value}: there is no such file", param=parameter)
+        found += map(Path, matching)
+    return tuple(dict.fromkeys(found))
 
 
 def hex_digits(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -27,6 +27,7 @@ COUNTERS = {
     "postbackd_parked_total": (Cell.PARKED, "Postbacks put off without an attempt: host full, shut or slow."),
     "postbackd_leases_reclaimed_total": (Cell.RECLAIMED, "Leases taken back from workers that died or went silent."),
     "postbackd_spooled_total": (Cell.SPOOLED, "Postbacks acknowledged from the local spool, Redis being away."),
+    "postbackd_spooled_unsure_total": (Cell.UNSURE, "Requests spooled although Redis may have taken them: sent twice."),
     "postbackd_replayed_total": (Cell.REPLAYED, "Postbacks of the spool that were enqueued."),
     "postbackd_redis_errors_total": (Cell.REDIS_ERRORS, "Failed calls to the queue server, and lost connections."),
     "postbackd_ingest_connections_cut_total": (Cell.CONNECTIONS_CUT, "Connections cut over a limit of [ingest]."),

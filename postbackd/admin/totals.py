@@ -14,7 +14,7 @@ from postbackd.scoreboard import Cell
 CLASS_NAMES = {0: "ok", **{int(error): error.name.lower() for error in ErrorClass}}
 OTHER = "other"
 PLAIN = (
-    *("requests", "accepted", "spooled", "replayed", "attempts", "delivered", "retried", "dead", "parked"),
+    *("requests", "accepted", "spooled", "unsure", "replayed", "attempts", "delivered", "retried", "dead", "parked"),
     *("reclaimed", "redis_errors"),
 )
 

@@ -6,7 +6,7 @@ ready and later are read as a whole: some 100 ms per 100,000 waiting postbacks.
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import NamedTuple
 
 from postbackd.codec import CodecError, Item, accept_ms, decode_item
@@ -17,6 +17,7 @@ from postbackd.queue.route import route_to
 from postbackd.queue.wire import Wire
 
 PAGE = 2000
+ID_MARK = b"\xcf"  # msgpack's uint64
 PARKED = 0.5  # of a millisecond, in the due time of what its host could not take; see lua/recall.lua
 CALL_TIMEOUT_S = 30.0
 
@@ -65,6 +66,18 @@ class Finder:
             raise self._away
         return None
 
+    def places(self, postback_ids: Iterable[int], advance: Callable[[int], None]) -> dict[int, str]:
+        """Where those of them are that are anywhere, all in one pass; one that is in no place is not in the answer.
+        Raises QueueUnavailableError when it may be where nobody could look."""
+        wanted, found = set(postback_ids), dict[int, str]()
+        for shard in self._shards:
+            for _ in range(2):  # as `find`
+                if wanted := wanted - found.keys():
+                    shard.places(wanted, found, advance)
+        if wanted - found.keys() and self._away is not None:
+            raise self._away
+        return found
+
     def record(self, endpoint_id: bytes) -> bytes | None:
         """The stored record of an endpoint; raises QueueUnavailableError."""
         for shard in self._shards:
@@ -93,14 +106,43 @@ class _ShardFinder:
                     return found
         return None
 
-    def _dead(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
-        start = b"%d" % accept_ms(postback_id)  # it cannot have died before it was accepted
+    def places(self, wanted: set[int], found: dict[int, str], advance: Callable[[int], None]) -> None:
+        """Add the places of those that are here to `found`."""
+        for letter in self._letters(min(wanted)):
+            if letter.item is not None and letter.item.postback_id in wanted:
+                found[letter.item.postback_id] = "dead"
+        for place, items in (("leased", self._lease_items()), ("later", self._later_items(advance))):
+            _note(items, place, wanted, found)
+        for key in (self.keys.wake, self.keys.ready):
+            for page in self._pages(key):
+                _note(page, "ready", wanted, found)
+                advance(len(page))
+
+    def _letters(self, oldest: int) -> Iterator[DeadLetter]:
+        """Those that cannot have died before this id was accepted."""
+        start = b"%d" % accept_ms(oldest)
         while entries := self.wire.call("XRANGE", self.keys.dead, start, "+", "COUNT", PAGE):
             for entry_id, fields in entries:
-                letter = letter_of_entry(entry_id, fields, self.keys.shard)
-                if letter.item is not None and letter.item.postback_id == postback_id:
-                    return Found("dead", letter.item, letter=letter)
+                yield letter_of_entry(entry_id, fields, self.keys.shard)
             start = b"(" + entries[-1][0]
+
+    def _lease_items(self) -> Iterator[bytes]:
+        for worker in self.wire.call("ZRANGE", self.keys.workers, 0, -1):
+            yield from self.wire.call("HVALS", self.keys.lease(worker.decode()))
+
+    def _later_items(self, advance: Callable[[int], None]) -> Iterator[bytes]:
+        cursor = b"0"
+        while True:
+            cursor, pairs = self.wire.call("ZSCAN", self.keys.later, cursor, "COUNT", PAGE)
+            yield from pairs[::2]
+            advance(len(pairs) // 2)
+            if cursor == b"0":
+                return
+
+    def _dead(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
+        for letter in self._letters(postback_id):
+            if letter.item is not None and letter.item.postback_id == postback_id:
+                return Found("dead", letter.item, letter=letter)
         return None
 
     def _leased(self, postback_id: int, _advance: Callable[[int], None]) -> Found | None:
@@ -143,7 +185,25 @@ class _ShardFinder:
 
 def id_bytes(postback_id: int) -> bytes:
     """How an element holds its id: msgpack's uint64."""
-    return b"\xcf" + struct.pack(">Q", postback_id)
+    return ID_MARK + struct.pack(">Q", postback_id)
+
+
+def ids_in(data: bytes, wanted: Container[int]) -> Iterator[int]:
+    """Those ids of `wanted` whose bytes are in there, as an element holds them."""
+    at = data.find(ID_MARK)
+    while at >= 0:
+        number = int.from_bytes(data[at + 1 : at + 9], "big")
+        if number in wanted:
+            yield number
+        at = data.find(ID_MARK, at + 1)
+
+
+def _note(items: Iterable[bytes], place: str, wanted: set[int], found: dict[int, str]) -> None:
+    """Only an item that has such bytes is decoded, since most are others."""
+    for item in items:
+        for number in ids_in(item, wanted):
+            if _match(item, number) is not None:
+                found[number] = place
 
 
 def _match(item: bytes, postback_id: int) -> Item | None:

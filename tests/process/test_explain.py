@@ -2,10 +2,12 @@
 """`postbackd explain` and `audit` beside a running daemon, as a person at 3 a.m. uses them."""
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 
 from tests.support.daemon import POSTBACKD, Daemon, free_port, running_daemon, running_sink, wait_until
+from tests.support.daemon import http as ask
 from tests.support.servers import Server
 
 
@@ -151,3 +153,54 @@ def test_audit_compares_answers_with_a_record(tmp_path: Path) -> None:
     sent.write_text("\n".join([*ids, "00000000000000ff"]))
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "lost: 00000000000000ff" in ended.stdout
+
+
+def test_audit_tells_what_waits_from_what_is_lost(tmp_path: Path) -> None:
+    with (
+        running_sink(tmp_path / "sink", "--status", "503") as sink,
+        running_daemon(tmp_path / "daemon", ["retry.schedule=[3600]"]) as daemon,
+    ):
+        waits = post_one(daemon, sink.url + "/?id={@id}")
+        wait_until(lambda: daemon.stats()["queue"]["later"] == 1, "its second attempt is due in an hour")
+        sent = tmp_path / "sent"
+        sent.write_text(waits)
+        chosen = [part for setting in daemon.settings for part in ("--set", setting)]
+        command = [*POSTBACKD, "audit", "--sent", str(sent), "--received", str(daemon.log_path)]
+        ended = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=60)
+        assert (ended.returncode, ended.stderr) == (0, ""), ended
+        assert "lost            0\nwaiting         1 (not delivered yet)\n" in ended.stdout
+        sent.write_text(f"{waits}\n00000000000000ff")
+        ended = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=60)
+        assert (
+            ended.returncode == 1 and "lost: 00000000000000ff" in ended.stdout and f"lost: {waits}" not in ended.stdout
+        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert (
+            ended.returncode == 1 and "not looked through, so what is lost may wait there: the queue:" in ended.stderr
+        )
+        assert daemon.stop() == 0
+    (daemon.data_dir / "dead-overflow.jsonl").write_text("torn\n")
+    ended = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "no daemon runs on data_dir" in ended.stderr
+
+
+def test_silent_redis_sends_one_twice_and_the_counter_tells_of_it(tmp_path: Path) -> None:
+    server = Server()
+    try:
+        settings = [f"queue.url={server.url}", "ingest.workers=1"]
+        with running_sink(tmp_path / "sink") as sink, running_daemon(tmp_path / "daemon", settings) as daemon:
+            post_one(daemon, sink.url + "/first")  # the script is known from now on: one that is not does nothing
+            wait_until(lambda: len(sink.received()) == 1, "it is delivered")
+            server.process.send_signal(signal.SIGSTOP)
+            postback_id = post_one(daemon, sink.url + "/?id={@id}")
+            server.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: len(sink.received()) == 3, "it arrives from the queue and from the spool")
+            metrics = ask("GET", f"{daemon.admin_url}/metrics")[1]
+            assert "postbackd_spooled_unsure_total 1.0" in metrics
+            told = explain(daemon, postback_id).stdout
+            assert told.count("attempt 1  ") == 2 and told.count("delivered: 200") == 2, told
+            said = daemon.output.read_text()
+            assert "spool_replayed" in said and "lease_" not in said and "worker_died" not in said
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+        server.destroy()

@@ -69,3 +69,16 @@ def test_absent_one_is_none_among_look_alikes(server: redis.Redis, url: str) -> 
     lookalike = encode_element(EID, postback_id(9), [b"\xcf" + postback_id(1).to_bytes(8, "big")])
     server.rpush(KEYS.ready, lookalike, b"\xcf" + postback_id(1).to_bytes(8, "big"))
     assert find(url, 1) is None
+
+
+def test_many_are_found_in_one_pass_wherever_they_are(server: redis.Redis, url: str) -> None:
+    server.rpush(KEYS.ready, *(item(number) for number in range(PAGE + 5)))
+    server.zadd(KEYS.later, {item(number): 5 for number in range(10_000, 10_005)})
+    server.zadd(KEYS.workers, {"w": 1})
+    server.hset(KEYS.lease("w"), mapping={"t": item(20_000), "n": 7})
+    die(server, 30_000)
+    wanted = {1: "ready", PAGE + 4: "ready", 10_003: "later", 20_000: "leased", 30_000: "dead", 99: "ready"}
+    looked: list[int] = []
+    found = Finder(url, "pb").places([postback_id(number) for number in [*wanted, 77_777]], looked.append)
+    assert found == {postback_id(number): place for number, place in wanted.items()}
+    assert sum(looked) == 2 * (PAGE + 10), "a second look for the one that may have moved, and no more"
