@@ -31,6 +31,13 @@ SINKS = (
     ["--fail-rate", "0.1", "--drop-rate", "0.03"],
     ["--latency", "0.05", "--hang-rate", "0.002"],
 )
+WAITING = """
+local count = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[2]) + redis.call('ZCARD', KEYS[3])
+for _, worker in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  count = count + math.max(redis.call('HLEN', ARGV[1] .. worker) - 1, 0)
+end
+return count
+"""
 
 
 class World:
@@ -137,14 +144,17 @@ class World:
         return []
 
     def waiting(self) -> int:
-        """Postbacks that are not delivered yet, and the bytes of the spool: 0 when all is done."""
-        queue, base = self.redis, "pb:{0}:"
-        count = queue.llen(base + "ready") + queue.llen(base + "wake") + queue.zcard(base + "later")
-        for worker in queue.zrange(base + "workers", 0, -1):
-            count += max(queue.hlen(f"{base}lease:{worker.decode()}") - 1, 0)
+        """Postbacks that are not delivered yet, and the bytes of the spool: 0 when all is done.
+
+        The spool first, then the queue in one step: read one after the other, what goes on from spool to ready or from
+        a lease to later meanwhile is in neither, and what waits when the run ends counts as lost.
+        """
+        count = 0
         with contextlib.suppress(FileNotFoundError):
-            count += sum(path.stat().st_size for path in (self.data_dir / "spool").glob("*.spool"))
-        return int(count)
+            count = sum(path.stat().st_size for path in (self.data_dir / "spool").glob("*.spool"))
+        base = "pb:{0}:"
+        keys = [base + name for name in ("ready", "wake", "later", "workers")]
+        return count + int(self.redis.eval(WAITING, len(keys), *keys, base + "lease:"))
 
     def wait_until(self, condition: object, what: str, bound_s: float = WAIT_BOUND_S) -> None:
         """Poll until the condition holds."""
