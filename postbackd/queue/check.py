@@ -11,7 +11,7 @@ from postbackd.errors import BootError, QueueAwayError, QueueDeniedError, QueueU
 from postbackd.queue.cluster import ClusterRoute
 from postbackd.queue.route import Route, ServerRoute, route_to
 from postbackd.queue.sentinel import SentinelRoute
-from postbackd.queue.wire import Wire, mask
+from postbackd.queue.wire import Wire, mask, parse_info
 from postbackd.queue_url import Node
 
 OLDEST_MAJOR = 7
@@ -187,8 +187,7 @@ def _sentinels(route: SentinelRoute) -> list[Finding]:
 
 
 def _info(wire: Wire) -> dict[str, str]:
-    lines = wire.call("INFO", "everything").decode(errors="replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+    return parse_info(wire.call("INFO", "everything"))
 
 
 def _config(wire: Wire, name: str) -> str | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from postbackd.errors import ConfigError, DurabilityTimeoutError, QueueUnavailableError, ReplicasMissingError
-from postbackd.queue.wire import Wire, pack
+from postbackd.queue.wire import Wire, pack, parse_info
 from postbackd.settings import Queue
 
 FSYNC_AFTER_S = 2.0  # after a reply: an fsync that ran when it came has ended by then, or INFO shows it
@@ -90,8 +90,7 @@ class Durability:
 
 def fsync_state(wire: Wire) -> Literal["none", "pending", "done"]:
     """Of the append-only file: there is none; an fsync is under way, or it cannot be written; neither."""
-    lines = wire.call("INFO", "persistence").decode(errors="replace").splitlines()
-    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    found = parse_info(wire.call("INFO", "persistence"))
     if found.get("aof_enabled") != "1":
         return "none"
     is_done = found.get("aof_pending_bio_fsync") == "0" and found.get("aof_last_write_status") == "ok"

@@ -13,7 +13,7 @@ from postbackd.codec import CodecError, decode_item
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.keys import Keys
 from postbackd.queue.route import route_to
-from postbackd.queue.wire import Wire
+from postbackd.queue.wire import Wire, parse_info
 
 TIMEOUT_S = 2.0
 NODES_TTL_S = 3600
@@ -84,7 +84,7 @@ class FigureReader:
         return msgspec.structs.replace(figures, error=str(away[0]), shards_away=len(away))
 
     def _read_shard(self, wire: Wire, keys: Keys) -> QueueFigures:
-        (seconds, micros), memory, ready, wake, later, dead, head, workers = wire.pipeline(
+        (seconds, micros), info, ready, wake, later, dead, head, workers = wire.pipeline(
             [
                 ("TIME",),
                 ("INFO", "memory"),
@@ -99,7 +99,8 @@ class FigureReader:
         self.server_ms = int(seconds) * 1000 + int(micros) // 1000
         # Every field of a lease but `n` is an item.
         leases = wire.pipeline([("HLEN", keys.lease(name.decode())) for name in workers]) if workers else []
-        used, limit = _number(memory, "used_memory"), _number(memory, "maxmemory")
+        memory = parse_info(info)
+        used, limit = int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0))
         return QueueFigures(
             ready=ready + wake,
             leased=sum(max(count - 1, 0) for count in leases),
@@ -108,7 +109,7 @@ class FigureReader:
             oldest_ready_s=self._age_s(head),
             used_memory_bytes=used,
             max_memory_bytes=limit,
-            shards_full=int(bool(limit) and used - _number(memory, "mem_not_counted_for_evict") > limit),
+            shards_full=int(bool(limit) and used - int(memory.get("mem_not_counted_for_evict", 0)) > limit),
             server=self._server,
         )
 
@@ -116,9 +117,9 @@ class FigureReader:
         wire = self._wires.get(shard)
         if wire is None or not wire.is_open:
             self._wires[shard] = wire = self._route.open(shard, TIMEOUT_S)
-            info = wire.call("INFO", "server")
-            valkey = _field(info, "valkey_version")
-            self._server = f"valkey {valkey}" if valkey else f"redis {_field(info, 'redis_version')}"
+            info = parse_info(wire.call("INFO", "server"))
+            valkey = info.get("valkey_version", "")
+            self._server = f"valkey {valkey}" if valkey else f"redis {info.get('redis_version', '')}"
         return wire
 
     def _age_s(self, head: bytes | None) -> float | None:
@@ -175,15 +176,3 @@ def _sum(one: QueueFigures, other: QueueFigures) -> QueueFigures:
         shards_full=one.shards_full + other.shards_full,
         server=other.server,
     )
-
-
-def _number(info: bytes, name: str) -> int:
-    return int(_field(info, name) or 0)
-
-
-def _field(info: bytes, name: str) -> str:
-    """A field of an INFO reply; empty when it is not there."""
-    for line in info.decode(errors="replace").splitlines():
-        if line.startswith(name + ":"):
-            return line.partition(":")[2].strip()
-    return ""

@@ -5,7 +5,6 @@ for good. Order, errors and the moment of removal: QUEUE.md, "replay from the sp
 
 import threading
 import time
-from typing import Any
 
 import hiredis
 
@@ -18,7 +17,7 @@ from postbackd.queue.link import Link
 from postbackd.queue.scripts import REPLAY_SPOOL, is_noscript
 from postbackd.queue.spool import Spool
 from postbackd.queue.spool_file import SpooledRequest, SpoolFile, SpoolReader
-from postbackd.queue.wire import Argument, Wire, error_of
+from postbackd.queue.wire import Argument, Wire, error_of, parse_info
 from postbackd.scoreboard import Cell, monotonic_ms
 
 SPOOLED_TTL_S = 2_592_000  # 30 days
@@ -117,7 +116,7 @@ class ShardReplay:
         if self._generation != self.link.generation:
             self._generation = self.link.generation
             wire.call(*REPLAY_SPOOL.load_command())
-            self._run_id = info(wire, "server").get("run_id", "")
+            self._run_id = parse_info(wire.call("INFO", "server")).get("run_id", "")
         return wire
 
     def _note_back(self) -> None:
@@ -233,9 +232,3 @@ class ShardReplay:
         progress.go_to(0)
         progress.ended_ms = 0
         return False
-
-
-def info(wire: Wire, section: str) -> dict[str, Any]:
-    """One section of the server's INFO."""
-    lines = wire.call("INFO", section).decode(errors="replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)

@@ -66,6 +66,12 @@ def error_of(reply: hiredis.ReplyError) -> PostbackdError:
     return QueueDeniedError(refused) if code in ("NOAUTH", "WRONGPASS") else QueueUnavailableError(refused)
 
 
+def parse_info(reply: bytes) -> dict[str, str]:
+    """The fields of an INFO reply."""
+    lines = reply.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
 class Wire:
     """An open connection. Any failure closes it; the owner makes another."""
 
