@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.failover_parts.cluster import cluster_group
+from bench.failover_parts.servers import wait_until
 from bench.support import (
     Daemon,
     QueueServer,
@@ -54,7 +55,6 @@ scrape_configs:
   - job_name: postbackd
     file_sd_configs: [{{files: ["{folder}/targets/*.json"], refresh_interval: 1s}}]
 """
-SCRAPED_BOUND_S = 60
 SETTINGS = ["ingest.workers=1", "delivery.workers=1"]
 
 
@@ -74,7 +74,7 @@ class Watch:
         draft.write_text(json.dumps(targets))
         draft.rename(self._targets / f"{job}.json")
         query = urllib.parse.quote(f'postbackd_queue_up{{job="{job}"}} == 1')
-        self._wait(lambda: len(self._ask(f"query?query={query}")["result"]) == len(running), f"{job} is scraped")
+        wait_until(lambda: len(self._ask(f"query?query={query}")["result"]) == len(running), f"{job} is scraped")
 
     def remove(self, job: str) -> None:
         """Scrape it no more: what fires for it ends."""
@@ -98,13 +98,6 @@ class Watch:
     def _ask(self, path: str) -> dict[str, Any]:
         with urllib.request.urlopen(self._url + path, timeout=30) as answer:
             return dict(json.load(answer)["data"])
-
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline_s = time.monotonic() + SCRAPED_BOUND_S
-        while not condition():
-            if time.monotonic() > deadline_s:
-                raise SystemExit(f"bench: not reached in {SCRAPED_BOUND_S} s: {what}")
-            time.sleep(0.2)
 
 
 @contextlib.contextmanager
