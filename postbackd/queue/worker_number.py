@@ -28,7 +28,7 @@ from postbackd.scoreboard import monotonic_ms
 TTL_S = 7 * 86_400
 USABLE_MS = 6 * 86_400_000
 RENEW_EVERY_MS = 300_000
-LEAD_MS = 100  # by which the file may be wrong about how far ids are ahead of this machine's clock
+LEAD_MS = 100  # beyond it the file is written again: so much it may be wrong about how far ids are ahead
 MOST_AHEAD_MS = 1000  # of a successor's first ids; beyond it another number costs less than ids of a time to come
 TRIES = 64  # random numbers tried before the rest is walked through
 
@@ -164,7 +164,7 @@ class WorkerNumber:
             return False
         self._file, self._kept, self._is_inherited = descriptor, kept, True
         self._clock.assume_ahead(kept.ahead_ms)  # or our first ids could be the predecessor's last ones
-        self._given_ms = self._clock.now_ms() - self._clock.ahead_ms() + kept.ahead_ms
+        self._given_ms = self._clock.now_ms() - self._clock.ahead_ms() + kept.ahead_ms + 2 * LEAD_MS
         return True
 
     def _open_file(self, number: int) -> None:
