@@ -88,7 +88,7 @@ def _clocks(route: Route, shards: int) -> list[Finding]:
         ahead_ms = int(seconds) * 1000 + int(micros) // 1000 - time.time_ns() // 1_000_000
         if abs(ahead_ms) > WARN_SKEW_MS:
             where = "ahead of" if ahead_ms > 0 else "behind"
-            text = f"queue: the server's clock is {abs(ahead_ms) // 1000} s {where} this machine's: {HINT}."
+            text = f"queue: the server's clock is {round(abs(ahead_ms) / 1000)} s {where} this machine's: {HINT}."
             findings.append(_of([wire.node], Finding("warn", text)) if wire.node else Finding("warn", text))
     return findings
 
