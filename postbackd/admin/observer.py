@@ -93,6 +93,8 @@ class Observer:
         """Begin; the first look is taken at once. The history goes on where a predecessor left it."""
         with contextlib.suppress(OSError, msgspec.DecodeError):  # none there, or another version's
             self.history.unpack(self._history_path.read_bytes(), time.time())
+        now_s = time.monotonic()
+        self.refusals.begin(now_s, now_s - (time.time() - self.facts.started_ms / 1000))
         for thread in self._threads:
             thread.start()
 

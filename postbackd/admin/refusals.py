@@ -24,6 +24,12 @@ class Refusals:
     def __init__(self) -> None:
         self._looks: deque[_Look] = deque(maxlen=KEPT_S // STEP_S + 1)
 
+    def begin(self, at_s: float, started_s: float) -> None:
+        """The daemon started at `started_s` (both monotonic): if that is within the minute, nothing was counted before,
+        and what is counted by the first look belongs to the minute too."""
+        if at_s - started_s < KEPT_S:
+            self.take(started_s, {}, 0)
+
     def take(self, at_s: float, refused: Mapping[str, int], taken: int) -> None:
         """Called every `STEP_S` with the counters of that moment."""
         self._looks.append(_Look(at_s, dict(refused), taken))

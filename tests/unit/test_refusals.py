@@ -103,6 +103,16 @@ def test_fault_of_one_request_is_counted_and_no_outage() -> None:
     assert seen.all_refused() is None and seen.by_error() == {"internal_error": 1}
 
 
+def test_what_was_refused_before_the_first_look_counts_if_the_daemon_is_young() -> None:
+    for age_s, seen in ((1.5, {"queue_full": 20}), (61.0, {})):
+        refusals = Refusals()
+        refusals.begin(100.0, 100.0 - age_s)
+        refusals.take(100.0, {"queue_full": 20}, 0)
+        refusals.take(102.0, {"queue_full": 20}, 0)
+        assert refusals.by_error() == seen
+        assert (refusals.all_refused() is not None) is bool(seen)
+
+
 def test_last_minute_forgets_what_was_before() -> None:
     seen = looks(({}, 0), ({"queue_full": 9}, 0), *[({"queue_full": 9}, 1)] * 30, ({"queue_full": 11}, 2))
     assert seen.by_error() == {"queue_full": 2}
