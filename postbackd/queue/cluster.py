@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from postbackd import oplog
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.pulse import SILENT_S, Pulse
+from postbackd.queue.set_up_anew import OlderEpochs
 from postbackd.queue.wire import CONNECT_TIMEOUT_S, Wire
 from postbackd.queue_url import Node, QueueUrl
 
@@ -28,7 +29,6 @@ NODE_TIMEOUT_S = 0.5  # of each question to one node
 WATCH_EVERY_S = 0.5
 TELL_EVERY_S = 5.0  # all of the map, also where nothing seems to have changed
 FRESH_S = 2.0  # how old the watch's last answer may be and still be used instead of asking
-ANEW_S = 30.0  # after so long a majority that knows only older epochs is not behind: the Cluster was set up anew
 HOPS = 3  # redirections followed in one opening
 
 
@@ -76,7 +76,7 @@ class ClusterRoute:
         self._wires: weakref.WeakKeyDictionary[Wire, int] = weakref.WeakKeyDictionary()  # → slot
         self._lock = threading.Lock()  # of _wires
         self._epoch = 0
-        self._older_since_s: float | None = None  # when nobody knew of that epoch any more
+        self._older = OlderEpochs()
         self._kept: dict[Node, Wire] = {}  # the watch's own connection
         self._seen: Map | None = None  # what the watch was told last
         self._seen_s = 0.0  # when it was said to hold
@@ -145,7 +145,9 @@ class ClusterRoute:
         answers = self._ask_all([first], kept)
         if not any(isinstance(found, Map) and self._believes(found) for _, found in answers):
             answers += self._ask_all(others, None)
-        self._begin_anew([found for _, found in answers if isinstance(found, Map)], time.monotonic())
+        told = [found.epoch for _, found in answers if isinstance(found, Map) and found.is_ok]
+        epoch = self._older.to_believe(told, self._epoch, len(self._nodes), time.monotonic())
+        self._epoch = self._epoch if epoch is None else epoch
         last, cut_off = "", None
         for node, found in answers:
             if not isinstance(found, Map):
@@ -162,17 +164,6 @@ class ClusterRoute:
         if cut_off is None:
             raise QueueUnavailableError(f"No node of the Cluster answers: {last}")
         return cut_off
-
-    def _begin_anew(self, maps: Sequence[Map], now_s: float) -> None:
-        """Believe an older epoch (nodes restored from a copy, or reset) when a majority has known nothing newer for
-        long. Processes used no node until they were started again."""
-        is_older = all(found.is_ok and found.epoch < self._epoch for found in maps)
-        if not is_older or len(maps) <= len(self._nodes) // 2:
-            self._older_since_s = None
-        elif self._older_since_s is None:
-            self._older_since_s = now_s
-        elif now_s - self._older_since_s >= ANEW_S:
-            self._epoch = max(found.epoch for found in maps)
 
     def _believes(self, found: Map) -> bool:
         return found.is_ok and found.epoch >= self._epoch

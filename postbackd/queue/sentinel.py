@@ -18,15 +18,13 @@ from typing import NamedTuple
 from postbackd import oplog
 from postbackd.errors import QueueUnavailableError
 from postbackd.queue.pulse import SILENT_S, Pulse
+from postbackd.queue.set_up_anew import OlderEpochs
 from postbackd.queue.wire import CONNECT_TIMEOUT_S, Wire
 from postbackd.queue_url import Node, QueueUrl
 
 SENTINEL_TIMEOUT_S = 0.5  # of each question to one sentinel
 WATCH_EVERY_S = 0.5
 FRESH_S = 2.0  # how old the watch's last answer may be and still be used instead of asking
-# After so long a majority that knows only older epochs is not behind (sentinels tell each other every two seconds): the
-# service was set up anew, and counts from 0. Processes kept to a master that was gone until they were started again.
-ANEW_S = 30.0
 
 
 class Answer(NamedTuple):
@@ -47,7 +45,7 @@ class SentinelRoute:
         self._known: Answer | None = None
         self._pulse = Pulse(self._connect)  # the watch's: without it nobody counts as silent
         self._known_s = 0.0
-        self._older_since_s: float | None = None  # when the watch heard only answers older than the known one
+        self._older = OlderEpochs()  # heard by the watch
         self._is_watching = False
 
     def open(self, shard: int, timeout_s: float, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
@@ -189,7 +187,7 @@ class SentinelRoute:
             except QueueUnavailableError:  # the others will do; `check` names it
                 if wire is not None:
                     wire.close()
-        self._begin_anew(answers, time.monotonic())
+        self._begin_anew(answers)
         known = self._known
         if known is None:
             return
@@ -203,16 +201,13 @@ class SentinelRoute:
         for wire in stale:
             wire.cut()
 
-    def _begin_anew(self, answers: Sequence[Answer], now_s: float) -> None:
-        """Believe an older epoch when a majority has known nothing newer for long."""
-        known = self._known
-        is_older = known is not None and all(answer.epoch < known.epoch for answer in answers)
-        if not is_older or len(answers) <= len(self._parts.nodes) // 2:
-            self._older_since_s = None
-        elif self._older_since_s is None:
-            self._older_since_s = now_s
-        elif now_s - self._older_since_s >= ANEW_S:
-            self._known = max(answers, key=lambda answer: answer.epoch)
+    def _begin_anew(self, answers: Sequence[Answer]) -> None:
+        if self._known is None:
+            return
+        told = [answer.epoch for answer in answers]
+        epoch = self._older.to_believe(told, self._known.epoch, len(self._parts.nodes), time.monotonic())
+        if epoch is not None:
+            self._known = next(answer for answer in answers if answer.epoch == epoch)
 
     def _connect(self, server: Node) -> Wire:
         return self.open_node(server, SENTINEL_TIMEOUT_S)

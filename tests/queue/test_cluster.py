@@ -10,7 +10,7 @@ from bench.failover_parts.cluster import ClusterGroup, cluster_group
 from bench.failover_parts.servers import PASSWORD
 from postbackd.clock import Clock
 from postbackd.errors import QueueUnavailableError
-from postbackd.queue import cluster
+from postbackd.queue import cluster, set_up_anew
 from postbackd.queue.check import check_server, persistence_of, replicas_of
 from postbackd.queue.cluster import ClusterRoute, Map, slot_of
 from postbackd.queue.dead_letters import DeadLetters
@@ -137,7 +137,7 @@ def test_cluster_restored_from_a_copy_is_believed_after_a_while(
     monkeypatch.setattr(cluster, "TELL_EVERY_S", -1)
     with pytest.raises(QueueUnavailableError, match="not heard"):
         route.look()
-    monkeypatch.setattr(cluster, "ANEW_S", 0)
+    monkeypatch.setattr(set_up_anew, "ANEW_S", 0)
     route.look()
     assert route.open(0, 5).call("ROLE")[0] == b"master"
 
