@@ -17,9 +17,10 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from postbackd.clock import format_ms
+from postbackd.clock import SLEW_BOUND_MS, format_ms
 from postbackd.codec import (
     CodecError,
+    Item,
     accept_ms,
     attempt_class_name,
     attempt_status,
@@ -104,14 +105,30 @@ def _add_found(found: Found, story: Story) -> None:
         story["worker"] = found.worker
     if found.letter is not None:
         story["reason"], story["died"] = found.letter.reason, format_ms(found.letter.died_ms)
-    since = "" if item.start_ms is None else format_ms(item.start_ms)  # attempts before a replay have numbers too
+    since = _begin(item, story["attempts"])  # attempts before a replay have numbers too
     logged = {attempt["attempt"] for attempt in story["attempts"] if attempt["time"] >= since}
     for number, (at_ms, code) in enumerate(item.attempts, 1):
         if number not in logged:
             attempt = {"attempt": number, "ended": format_ms(at_ms), "class": attempt_class_name(code)}
             story["attempts"].append({**attempt, "response_code": attempt_status(code)})
     if item.start_ms is not None:
-        story["started_anew"] = format_ms(item.start_ms)
+        story["started_anew"] = since
+
+
+def _begin(item: Item, attempts: list[dict[str, Any]]) -> str:
+    """Since when its attempts count: its start, or the first of them where that is earlier.
+
+    The start is the server's time, an attempt's that of its worker, whose clock was set by an answer of the server
+    and is behind by as long as that was on its way, and whose turn may have begun before the start: by some ms.
+    """
+    if item.start_ms is None:
+        return ""
+    begin, earliest = format_ms(item.start_ms), format_ms(item.start_ms - SLEW_BOUND_MS)
+    for number, (ended_ms, _) in enumerate(item.attempts, 1):
+        times = [one["time"] for one in attempts
+                 if one["attempt"] == number and earliest <= one["time"] <= format_ms(ended_ms)]  # fmt: skip
+        begin = min(begin, max(times, default=begin))
+    return begin
 
 
 def _endpoint(record: bytes | None) -> Any:
