@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.daemon import Daemon, free_port, running_daemon, running_sink, wait_until
 from tests.support.daemon import http as ask
+from tests.support.servers import Server
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 CONTRACT = {
@@ -53,15 +54,20 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with (
         running_sink(folder / "sink") as sink,
         running_sink(folder / "refusing", *refusing) as refuses,
-        running_daemon(folder / "daemon") as running,
+        running_daemon(folder / "daemon", ["retry.schedule=[3600]"]) as running,  # no second attempt meanwhile
     ):
         for url, items in ((sink.url, 5), (refuses.url, 1), (f"http://127.0.0.1:{free_port()}", 1)):
             running.post({"endpoint": {"method": "GET", "url": f"{url}/?k={{k}}"}, "data": [{"k": 1}] * items})
         running.post(b"no json")
         wait_until(lambda: value(scrape(running), "postbackd_attempts_total_sum") is None, "it answers")
         wait_until(lambda: running.stats()["totals"]["attempts"] == 7, "seven attempts are counted")
-        wait_until(lambda: value(scrape(running), "postbackd_queue_depth", state="later") == 1, "the queue is seen")
+        wait_until(lambda: depths(scrape(running)) == [0, 0, 1, 1], "the queue is seen when all is settled")
         yield running
+
+
+def depths(text: str) -> list[float | None]:
+    """Of ready, leased, later and dead: of one look at the queue."""
+    return [value(text, "postbackd_queue_depth", state=state) for state in ("ready", "leased", "later", "dead")]
 
 
 def test_promtool_finds_nothing_to_say(daemon: Daemon) -> None:
@@ -135,12 +141,13 @@ def test_docs_list_every_metric_and_no_other(daemon: Daemon) -> None:
 
 
 def test_queue_that_is_away_has_no_depth(tmp_path: Path) -> None:
-    with running_daemon(tmp_path) as daemon:
-        wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 1, "the queue is seen")
-        (tmp_path / "var" / "queue" / "socket").unlink()
-        for process in daemon.family():
-            if "valkey" in process.name():
-                process.kill()
-        wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 0, "the queue is missed")
-        if value(text := scrape(daemon), "postbackd_queue_up") == 0:
-            assert "postbackd_queue_depth" not in text
+    server = Server()  # the daemon's own would be there again before the next look
+    try:
+        with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
+            wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 1, "the queue is seen")
+            assert "postbackd_queue_depth{" in scrape(daemon)
+            server.kill()
+            wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 0, "the queue is missed")
+            assert "postbackd_queue_depth{" not in scrape(daemon)
+    finally:
+        server.destroy()
