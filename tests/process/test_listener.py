@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from postbackd.errors import BootError
@@ -24,9 +25,9 @@ REPOSITORY = Path(__file__).parents[2]
 # The app answers with what the test wants to know. Every request it has begun is a line of `handled`.
 CHILD = """
 import faulthandler, os, signal, socket, sys, time
-from postbackd.server import listener
+from postbackd.server import guard, listener
 
-faulthandler.dump_traceback_later(20)  # a drain that hangs says where
+faulthandler.dump_traceback_later(50)  # a drain that hangs says where, before its test gives up
 fd, handled_path, drain_timeout_s, drain_delay_s = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
 handled = os.open(handled_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 state = {"requests": 0, "beats": 0, "draining": False}
@@ -64,6 +65,8 @@ if "early" in sys.argv:
     listener.bjoern.server_run = run_server_late
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.raise_signal(signal.SIGTERM)
+if "patient" in sys.argv:
+    guard.AT_REST_MS = 3_600_000
 listener.BEAT_EVERY_S = 0.02
 listener.serve(socket.socket(fileno=fd), app, lambda: state.update(draining=True), drain_timeout_s,
                beat=beat, progress=lambda: state["requests"], drain_delay_s=drain_delay_s)
@@ -191,16 +194,24 @@ def test_idle_connections_are_closed_and_the_process_ends(start: Start) -> None:
 
 
 def test_request_that_is_still_arriving_is_answered_after_sigterm(start: Start) -> None:
-    server = start()
+    server = start(1, 100, 0, "patient")  # else the drain gives it a second, and a test that stands still is late
     server.get()
     with socket.create_connection(("127.0.0.1", server.port), BOUND_S) as slow:
         slow.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
+        wait_until(lambda: has_accepted(server, slow), "it is the server's")
         server.terminate()
         wait_until(lambda: _is_refused_or_unanswered(server), "it accepts no more")
         for _ in range(20):
             slow.sendall(b"x")
         assert slow.recv(1000).endswith(b"x" * 20)
     assert server.wait()[0][:2] == (0, "served\n")
+
+
+def has_accepted(server: Server, client: socket.socket) -> bool:
+    """Whether the connection is the process' and not the listening socket's, with which it would end."""
+    ours = client.getsockname()[1]
+    theirs = psutil.Process(server.processes[0].pid).net_connections("tcp")
+    return any(one.raddr and one.raddr.port == ours for one in theirs)
 
 
 def _is_refused_or_unanswered(server: Server) -> bool:
@@ -217,10 +228,11 @@ def _is_refused_or_unanswered(server: Server) -> bool:
 
 
 def test_sender_that_never_finishes_does_not_outlast_the_drain(start: Start) -> None:
-    server = start(1, 4.0)
+    server = start()
     server.get()
     with socket.create_connection(("127.0.0.1", server.port), BOUND_S) as stuck:
         stuck.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\nx")
+        wait_until(lambda: has_accepted(server, stuck), "it is the server's")
         server.terminate()
         assert server.wait()[0][:2] == (0, "served\n")
         assert _read_to_end(stuck) == b""
@@ -248,7 +260,7 @@ def test_request_that_hangs_in_the_app_is_cut_at_the_deadline(start: Start) -> N
 
 
 def test_sigterm_before_the_loop_runs_drains_too(start: Start) -> None:
-    assert start(1, 5, 0, "early").wait()[0][:2] == (0, "served\n")
+    assert start(1, 30, 0, "early").wait()[0][:2] == (0, "served\n")
 
 
 def test_second_sigterm_changes_nothing(start: Start) -> None:

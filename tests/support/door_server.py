@@ -87,6 +87,12 @@ class DoorServer:
                 client.shutdown(socket.SHUT_WR)
             return read_all(client)
 
+    def has(self, client: socket.socket) -> bool:
+        """Whether the process has accepted this connection and not closed it."""
+        ours = client.getsockname()[1]
+        theirs = psutil.Process(self.process.pid).net_connections("tcp")
+        return any(one.raddr and one.raddr.port == ours for one in theirs)
+
     def handled(self) -> list[str]:
         return self.handled_path.read_text().splitlines() if self.handled_path.exists() else []
 
