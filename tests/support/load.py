@@ -19,7 +19,7 @@ class Load:
         self._lock = threading.Lock()
         self.acknowledged: list[str] = []
         self.refused = 0
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
