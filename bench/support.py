@@ -22,6 +22,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from bench.ports import free_port
 from postbackd.queue.embedded import find_server
 
 MEASURED_CORE = 0
@@ -34,12 +35,6 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 def sample_endpoint(port: int) -> dict[str, str]:
     """The sample's endpoint, on this machine."""
     return {"method": "GET", "url": f"http://127.0.0.1:{port}/data?key={{key}}&value={{value}}&foo={{bar}}"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def need(program: str, package: str) -> str:

@@ -17,16 +17,11 @@ from typing import Any
 
 import psutil
 
+from bench.ports import free_port
+
 START_BOUND_S = 60
 STOP_BOUND_S = 60
 POSTBACKD = [sys.executable, "-m", "postbackd.cli"]
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], object], what: str, bound_s: float = START_BOUND_S) -> None:
