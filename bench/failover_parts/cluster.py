@@ -32,12 +32,12 @@ CUTS = ("unplug", "part", "side")  # what a network can do to a master: as in se
 class ClusterNode(Server):
     """One server."""
 
-    def __init__(self, folder: Path, appendfsync: str, machine: Machine, tls: Tls | None) -> None:
+    def __init__(self, folder: Path, appendfsync: str, machine: Machine, tls: Tls | None, node_timeout_ms: int) -> None:
         self.bus_port = free_port()
         settings = {
             "cluster-enabled": "yes",
             "cluster-port": str(self.bus_port),
-            "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+            "cluster-node-timeout": str(node_timeout_ms),
             "cluster-require-full-coverage": "no",
             "cluster-allow-replica-migration": "no",
             "appendfsync": appendfsync,
@@ -61,6 +61,7 @@ class ClusterGroup:
         shards: int = 16,
         net: Network | None = None,
         tls: Tls | None = None,
+        node_timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pbcluster"))
         self.net = net
@@ -69,19 +70,16 @@ class ClusterGroup:
         count = masters * (2 if replicas else 1)
         machines = net.machines if net else [LOOPBACK] * count
         self.nodes = [
-            ClusterNode(self.folder / f"node{number}", appendfsync, machine, tls)
+            ClusterNode(self.folder / f"node{number}", appendfsync, machine, tls, node_timeout_ms)
             for number, machine in enumerate(machines)
         ]
-        first = self.nodes[0].client
-        for node in self.nodes[1:]:
-            first.execute_command("CLUSTER", "MEET", node.machine.address, node.port, node.bus_port)
         owners = [slot * masters // SLOTS for slot in range(SLOTS)]
         for shard in range(shards):
             owners[slot_of(b"%d" % shard)] = shard % masters
         for number, node in enumerate(self.nodes[:masters]):
             slots = [slot for slot, owner in enumerate(owners) if owner == number]
             node.client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-        wait_until(lambda: all(self._knows(node, count) for node in self.nodes), "the nodes know each other")
+        wait_until(self._have_met, "the nodes know each other")
         for number, node in enumerate(self.nodes[masters:]):
             node.client.execute_command("CLUSTER", "REPLICATE", self.nodes[number].id)
         wait_until(lambda: all(map(self._is_well, self.nodes)), "the Cluster is well")
@@ -91,8 +89,15 @@ class ClusterGroup:
         text = text.encode() if isinstance(text, str) else text
         return {name: value.strip() for name, _, value in (line.partition(b":") for line in text.splitlines()) if value}
 
-    def _knows(self, node: ClusterNode, count: int) -> bool:
-        return int(self._fields(node)[b"cluster_known_nodes"]) == count
+    def _have_met(self) -> bool:
+        """Whether all know each other. A handshake that takes longer than the node timeout is given up and must be
+        asked for again."""
+        first = self.nodes[0].client
+        known = str(first.execute_command("CLUSTER", "NODES"))
+        for node in self.nodes[1:]:
+            if node.id not in known:
+                first.execute_command("CLUSTER", "MEET", node.machine.address, node.port, node.bus_port)
+        return all(int(self._fields(node)[b"cluster_known_nodes"]) == len(self.nodes) for node in self.nodes)
 
     def _is_well(self, node: ClusterNode) -> bool:
         fields = self._fields(node)
@@ -182,11 +187,20 @@ class ClusterGroup:
 
 @contextlib.contextmanager
 def cluster_group(
-    masters: int, *, replicas: bool, appendfsync: str = "everysec", apart: bool = False, tls: Tls | None = None
+    masters: int,
+    *,
+    replicas: bool,
+    appendfsync: str = "everysec",
+    apart: bool = False,
+    tls: Tls | None = None,
+    node_timeout_ms: int = NODE_TIMEOUT_MS,
 ) -> Iterator[ClusterGroup]:
-    """A Cluster for the length of a with block; `apart`: on machines of its own."""
+    """A Cluster for the length of a with block; `apart`: on machines of its own. With a short node timeout a machine
+    that stands still for a moment means a failover that nobody ordered."""
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(network(masters * (2 if replicas else 1))) if apart else None
-        group = ClusterGroup(masters, replicas=replicas, appendfsync=appendfsync, net=net, tls=tls)
+        group = ClusterGroup(
+            masters, replicas=replicas, appendfsync=appendfsync, net=net, tls=tls, node_timeout_ms=node_timeout_ms
+        )
         stack.callback(group.destroy)
         yield group

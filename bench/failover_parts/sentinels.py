@@ -37,7 +37,7 @@ WATCHER, WATCHER_PASSWORD = "watcher", "w@tch"
 class Sentinel:
     """One sentinel; `client` comes through a socket in its folder."""
 
-    def __init__(self, folder: Path, master: Server, machine: Machine, tls: Tls | None) -> None:
+    def __init__(self, folder: Path, master: Server, machine: Machine, tls: Tls | None, down_after_ms: int) -> None:
         folder.mkdir()
         self.machine = machine
         self.port = free_port()
@@ -48,7 +48,7 @@ class Sentinel:
             f'dir "{folder}"',
             f"sentinel monitor {SERVICE} {master.machine.address} {port_of(master)} 2",
             f"sentinel auth-pass {SERVICE} {PASSWORD}",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}",
             f"sentinel failover-timeout {SERVICE} 6000",
         ]
         if tls:
@@ -77,7 +77,14 @@ def port_of(server: Server) -> int:
 class SentinelGroup:
     """The servers and their sentinels."""
 
-    def __init__(self, replicas: int, *, net: Network | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        replicas: int,
+        *,
+        net: Network | None = None,
+        tls: Tls | None = None,
+        down_after_ms: int = DOWN_AFTER_MS,
+    ) -> None:
         """On a network each machine has a server, and the first three a sentinel beside it."""
         self.folder = Path(tempfile.mkdtemp(prefix="pbgroup"))
         self.net = net
@@ -90,7 +97,7 @@ class SentinelGroup:
         wait_until(lambda: master.client.info("replication")["connected_slaves"] == replicas, "replicas are connected")
         machines = net.machines if net else [LOOPBACK] * SENTINELS
         self.sentinels = [
-            Sentinel(self.folder / f"sentinel{number}", master, machine, tls)
+            Sentinel(self.folder / f"sentinel{number}", master, machine, tls, down_after_ms)
             for number, machine in enumerate(machines[:SENTINELS])
         ]
         wait_until(self._is_known, "the sentinels know replicas and each other")
@@ -153,6 +160,11 @@ class SentinelGroup:
             self._depose(self.master())
         return before
 
+    def hand_over(self) -> None:
+        """A failover on order: both servers live, and know their new roles when it is done."""
+        self._depose(self.master())
+        wait_until(self.is_whole, "the roles are changed")
+
     def _depose(self, master: Server) -> None:
         """Have the sentinels name another, though this one is well, as they do on a machine that stands still."""
         client = self.sentinels[0].client
@@ -185,10 +197,13 @@ class SentinelGroup:
 
 
 @contextlib.contextmanager
-def sentinel_group(replicas: int, *, apart: bool = False, tls: Tls | None = None) -> Iterator[SentinelGroup]:
-    """A group for the length of a with block; `apart`: on machines of its own."""
+def sentinel_group(
+    replicas: int, *, apart: bool = False, tls: Tls | None = None, down_after_ms: int = DOWN_AFTER_MS
+) -> Iterator[SentinelGroup]:
+    """A group for the length of a with block; `apart`: on machines of its own. With a short `down_after_ms` a machine
+    that stands still for a moment means a failover that nobody ordered."""
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(network(replicas + 1)) if apart else None
-        group = SentinelGroup(replicas, net=net, tls=tls)
+        group = SentinelGroup(replicas, net=net, tls=tls, down_after_ms=down_after_ms)
         stack.callback(group.destroy)
         yield group

@@ -18,7 +18,7 @@ from bench.failover_parts.network import LOOPBACK, Machine
 from bench.support import free_port, wait_for_port
 from postbackd.queue.embedded import find_server
 
-BOUND_S = 60
+BOUND_S = 120
 PASSWORD = "s3cret"
 # A user of postbackd's own, with what it needs and no more (docs/operations.md).
 USER = "postbackd"

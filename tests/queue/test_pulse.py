@@ -4,6 +4,7 @@
 import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from postbackd.queue.pulse import SILENT_S, Pulse
@@ -34,7 +35,9 @@ def test_only_who_says_nothing_is_silent(servers: dict[Node, Server]) -> None:
 
     wait_until(lambda: are_heard(100, STOPPED, WELL), "both answer, however late")
     assert pulse.silent == frozenset()
-    servers[STOPPED].process.send_signal(signal.SIGSTOP)
+    stopped = psutil.Process(servers[STOPPED].process.pid)
+    stopped.suspend()
+    wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED, "it says nothing more")
     pulse.look(servers, 101)  # perhaps it had answered already
     wait_until(lambda: are_heard(101 + SILENT_S, WELL), "the other answers")
     wait_until(lambda: are_heard(102 + SILENT_S, WELL), "the other answers")
