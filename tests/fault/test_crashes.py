@@ -41,10 +41,16 @@ def queue_is_empty(daemon: Daemon) -> bool:
 
 def test_killed_delivery_worker_loses_nothing(tmp_path: Path) -> None:
     """Duplicates are no more than what the dead worker held: in flight, or sent and not settled."""
-    with running_sink(tmp_path / "sink", "--latency", "0.05") as sink, running_daemon(tmp_path / "daemon") as daemon:
+    with (
+        running_sink(tmp_path / "sink", "--latency", "0.05") as sink,
+        running_sink(tmp_path / "hanging", "--hang-rate", "1") as hanging,
+        running_daemon(tmp_path / "daemon") as daemon,
+    ):
         load = Load(daemon, sink)
         load.wait_for(1000)
         wait_until(lambda: len(sink.received()) > 100, "the worker is delivering")
+        daemon.post({"endpoint": {"method": "GET", "url": hanging.url, "timeout": 60}, "data": {}})
+        wait_until(hanging.received, "and holds one at least, whatever becomes of the load")
         kill_one(daemon, "deliver")
         load.wait_for(3000)
         ids = load.stop()
@@ -52,7 +58,7 @@ def test_killed_delivery_worker_loses_nothing(tmp_path: Path) -> None:
         doubled = sum(count - 1 for count in counts.values())
         assert doubled <= 256 + 512  # in flight, and outcomes of one turn
         reclaimed = [line for line in daemon.output.read_text().splitlines() if "lease_reclaimed" in line]
-        assert reclaimed, "the lease was given back at once, not after the time-out"
+        assert ["why=death" in line for line in reclaimed] == [True], "given back at once, not after the time-out"
 
 
 def test_killed_ingest_worker_loses_no_acknowledged_request(tmp_path: Path) -> None:
