@@ -268,7 +268,7 @@ def test_signals_do_not_put_off_the_time_out(server: redis.Redis, url: str) -> N
     try:
         with pytest.raises(QueueUnsureError, match="timed out"):
             wire.call("SET", "k", "v")
-        assert alarms in (1, 2), "it ended by its own time-out"
+        assert 1 <= alarms < 20, "it ended by its own time-out, not when the server went on"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
