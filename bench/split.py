@@ -176,6 +176,7 @@ def run(rate: float, items: int, phase_s: float, shards: int) -> dict[str, Any]:
         def phase(name: str) -> None:
             began_s, count = time.monotonic(), split.received()
             time.sleep(phase_s)
+            wait_until(lambda: split.received() > count, f"something is delivered: {name}", SETTLE_BOUND_S)
             per_s[name] = (split.received() - count) / (time.monotonic() - began_s)
 
         phase("one delivery machine")
