@@ -37,8 +37,8 @@ class Clock:
     def __init__(self, monotonic_ms: Callable[[], int] = _monotonic_ms, wall_ms: Callable[[], int] = _wall_ms) -> None:
         self._monotonic_ms = monotonic_ms
         self._wall_ms = wall_ms
-        self._offset_ms = wall_ms() - monotonic_ms()
         self._is_set = False
+        self.assume_ahead(0)
         self._is_skewed = False
 
     def now_ms(self) -> int:
@@ -46,13 +46,20 @@ class Clock:
         return self._monotonic_ms() + self._offset_ms
 
     def ahead_ms(self) -> int:
-        """How far this clock is before the machine's own."""
-        return self.now_ms() - self._wall_ms()
+        """How far this clock is before the machine's own; more, never less, where we are stopped between the two."""
+        wall_ms = self._wall_ms()
+        return self.now_ms() - wall_ms
+
+    def machine_ms(self) -> int:
+        """The machine's own time."""
+        return self._wall_ms()
 
     def assume_ahead(self, ahead_ms: int) -> None:
         """Take `ahead_ms` as the server's lead until the first `sync`."""
         if not self._is_set:
-            self._offset_ms = self._wall_ms() - self._monotonic_ms() + ahead_ms
+            # In this order: stopped between the two, we are ahead, and give out no ids of the past.
+            before_ms = self._monotonic_ms()
+            self._offset_ms = self._wall_ms() - before_ms + ahead_ms
 
     def sync(self, server_ms: int) -> None:
         """Take over the server's time."""

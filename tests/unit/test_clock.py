@@ -25,3 +25,27 @@ def test_skew_is_said_once_for_all_processes_and_again_when_it_comes_back(said: 
             clock.sync(WALL_MS + skew_ms)
             assert clock.now_ms() == WALL_MS + skew_ms
     assert said == [600.0, -600.0]
+
+
+class Stopped:
+    """A machine's two clocks, read by a process that is stopped for half a second behind each look at one."""
+
+    def __init__(self) -> None:
+        self.ms = 0
+
+    def monotonic_ms(self) -> int:
+        self.ms += 500
+        return self.ms - 500
+
+    def wall_ms(self) -> int:
+        return WALL_MS + self.monotonic_ms()
+
+
+def test_process_that_is_stopped_amid_a_look_is_never_behind() -> None:
+    """Half a second in the past its ids could be those of its predecessor, and what the file says of it too little."""
+    machine = Stopped()
+    clock = Clock(machine.monotonic_ms, machine.wall_ms)
+    assert clock.now_ms() >= WALL_MS + machine.ms - 500
+    assert clock.ahead_ms() >= 0
+    clock.assume_ahead(3000)
+    assert clock.ahead_ms() >= 3000
