@@ -26,7 +26,8 @@ from bench.support import free_port
 from postbackd.queue.embedded import find_server
 
 SERVICE = "postbacks"
-DOWN_AFTER_MS = 1000
+DOWN_AFTER_MS = 1000  # from a fault until the next master is named
+CALM_MS = 60_000  # before and after: a machine that stands still for a moment is no failover that nobody ordered
 SENTINELS = 3
 HOWS = ("kill", "stop", "cut")  # what can be done to a server on this machine
 AGAIN = "again"  # killed, and the next master is deposed at once
@@ -37,7 +38,7 @@ WATCHER, WATCHER_PASSWORD = "watcher", "w@tch"
 class Sentinel:
     """One sentinel; `client` comes through a socket in its folder."""
 
-    def __init__(self, folder: Path, master: Server, machine: Machine, tls: Tls | None, down_after_ms: int) -> None:
+    def __init__(self, folder: Path, master: Server, machine: Machine, tls: Tls | None) -> None:
         folder.mkdir()
         self.machine = machine
         self.port = free_port()
@@ -48,7 +49,7 @@ class Sentinel:
             f'dir "{folder}"',
             f"sentinel monitor {SERVICE} {master.machine.address} {port_of(master)} 2",
             f"sentinel auth-pass {SERVICE} {PASSWORD}",
-            f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}",
+            f"sentinel down-after-milliseconds {SERVICE} {CALM_MS}",
             f"sentinel failover-timeout {SERVICE} 6000",
         ]
         if tls:
@@ -83,7 +84,6 @@ class SentinelGroup:
         *,
         net: Network | None = None,
         tls: Tls | None = None,
-        down_after_ms: int = DOWN_AFTER_MS,
     ) -> None:
         """On a network each machine has a server, and the first three a sentinel beside it."""
         self.folder = Path(tempfile.mkdtemp(prefix="pbgroup"))
@@ -97,7 +97,7 @@ class SentinelGroup:
         wait_until(lambda: master.client.info("replication")["connected_slaves"] == replicas, "replicas are connected")
         machines = net.machines if net else [LOOPBACK] * SENTINELS
         self.sentinels = [
-            Sentinel(self.folder / f"sentinel{number}", master, machine, tls, down_after_ms)
+            Sentinel(self.folder / f"sentinel{number}", master, machine, tls)
             for number, machine in enumerate(machines[:SENTINELS])
         ]
         wait_until(self._is_known, "the sentinels know replicas and each other")
@@ -150,15 +150,21 @@ class SentinelGroup:
     def fail_over(self, how: str) -> Server:
         """Do it to the master and wait for the next one; the one before. Cuts: see Network.cut_off."""
         before = self.master()
+        self._down_after(DOWN_AFTER_MS)
         if how in CUTS:
             assert self.net is not None
             self.net.cut_off(before.machine, how)
         else:
             before.fail("kill" if how == AGAIN else how)
         wait_until(lambda: self.master() is not before, "another master is named")
+        self._down_after(CALM_MS)
         if how == AGAIN:
             self._depose(self.master())
         return before
+
+    def _down_after(self, silent_ms: int) -> None:
+        for sentinel in self.sentinels:
+            sentinel.client.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", silent_ms)
 
     def hand_over(self) -> None:
         """A failover on order: both servers live, and know their new roles when it is done."""
@@ -197,13 +203,10 @@ class SentinelGroup:
 
 
 @contextlib.contextmanager
-def sentinel_group(
-    replicas: int, *, apart: bool = False, tls: Tls | None = None, down_after_ms: int = DOWN_AFTER_MS
-) -> Iterator[SentinelGroup]:
-    """A group for the length of a with block; `apart`: on machines of its own. With a short `down_after_ms` a machine
-    that stands still for a moment means a failover that nobody ordered."""
+def sentinel_group(replicas: int, *, apart: bool = False, tls: Tls | None = None) -> Iterator[SentinelGroup]:
+    """A group for the length of a with block; `apart`: on machines of its own."""
     with contextlib.ExitStack() as stack:
         net = stack.enter_context(network(replicas + 1)) if apart else None
-        group = SentinelGroup(replicas, net=net, tls=tls, down_after_ms=down_after_ms)
+        group = SentinelGroup(replicas, net=net, tls=tls)
         stack.callback(group.destroy)
         yield group

@@ -79,6 +79,7 @@ class Trial:
         sent = {parse_id(text) for line in lines for text in line["ids"]}
         record = self.folder / "received.jsonl"
         self._wait_for_deliveries(record, sent)
+        self._wait_for_spools()
         time.sleep(1.0)  # what comes twice
         found = compare(sent, read_delivered([record], sent))
         acks_s = [line["at"] for line in lines if line["status"] == 202]
@@ -104,6 +105,12 @@ class Trial:
             elif time.monotonic() - quiet_s > QUIET_S:
                 return
             time.sleep(0.5)
+
+    def _wait_for_spools(self) -> None:
+        """Until every spooled file is gone, and said to be: what was in it may be delivered before."""
+        bound_s = time.monotonic() + QUIET_S
+        while any(list((one.folder / "spool").glob("*.spool")) for one in self.running) and time.monotonic() < bound_s:
+            time.sleep(0.1)
 
     def _deliveries_s(self) -> Iterator[float]:
         for one in self.running:
