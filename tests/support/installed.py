@@ -106,6 +106,7 @@ class Installation:
         wait_until(slowly, what, BOUND_S)
 
     def journal(self, unit: str = "postbackd", *options: str) -> str:
+        self.root.run("journalctl", "--sync")  # what was said before is in it, however busy the machine
         return self.root.run("journalctl", "--no-pager", "--unit", unit, *options)
 
     def restarts(self, unit: str = "postbackd") -> int:
