@@ -33,7 +33,7 @@ EID, RECORD = bytes(8), b"record"
 
 @pytest.fixture(scope="module")
 def group() -> Iterator[SentinelGroup]:
-    with sentinel_group(1, down_after_ms=60_000) as made:  # failovers on order only
+    with sentinel_group(1) as made:
         yield made
 
 

@@ -38,7 +38,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture(scope="module")
 def watched(tls: Tls) -> Iterator[SentinelGroup]:
-    with sentinel_group(1, tls=tls, down_after_ms=60_000) as group:
+    with sentinel_group(1, tls=tls) as group:
         group.add_users()
         yield group
 
