@@ -8,6 +8,7 @@ replayed, and each acknowledged id must have been answered 2xx by a sink. Exit c
 was given out twice, when something arrived that nobody sent, or when more arrived twice than the faults explain.
 """
 
+import contextlib
 import json
 import random
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +92,21 @@ def read_sent(path: Path) -> tuple[list[int], set[int], list[float], Counter[int
     return ids, refused, sorted(times_ms), statuses
 
 
+def entries(path: Path, without: bytes | None = None) -> Iterator[dict[str, Any]]:
+    """The JSON lines of a file but those with these bytes. Killed processes leave torn ones, which are passed over."""
+    for line in path.open("rb"):
+        if without is None or without not in line:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
 def strangers(made: World, found: Audit, refused: set[int]) -> int:
     """Deliveries of ids that were never acknowledged, and whose request was not one without an acknowledgement."""
     wanted = set(found.others)
     count = 0
     for number in range(len(SINKS)):
-        for line in made.record(number).open():
-            query = dict(part.split("=") for part in json.loads(line)["url"].partition("?")[2].split("&"))
+        for entry in entries(made.record(number)):
+            query = dict(part.split("=") for part in entry["url"].partition("?")[2].split("&"))
             count += parse_id(query["id"]) in wanted and int(query["r"]) not in refused
     return count
 
@@ -104,10 +114,7 @@ def strangers(made: World, found: Audit, refused: set[int]) -> int:
 def late_answers(made: World, duplicated: dict[int, int]) -> int:
     """Deliveries too many that the log explains: an attempt was given up on, and the target had answered it late."""
     given_up: Counter[int] = Counter()
-    for line in made.log_path.open("rb"):
-        if b'"outcome":"delivered"' in line or not line.endswith(b"}\n"):
-            continue
-        entry = json.loads(line)
+    for entry in entries(made.log_path, without=b'"outcome":"delivered"'):
         number = parse_id(entry["id"])
         if number in duplicated and entry["response_code"] is None:
             given_up[number] += 1
