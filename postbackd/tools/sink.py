@@ -10,6 +10,7 @@ For tests, benches and trying things out; it is no server for the open network.
 
 import base64
 import heapq
+import os
 import random
 import select
 import signal
@@ -147,6 +148,17 @@ def answer_bytes(status: int, method: bytes = b"GET", retry_after_s: int | None 
     return head + (b"" if method == b"HEAD" else body)
 
 
+def _open_record(path: Path) -> IO[bytes]:
+    """Behind a line that a killed sink has torn a new one begins, which else would be no part of anything."""
+    record = path.open("ab")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as written:
+            written.seek(-1, os.SEEK_END)
+            if written.read() != b"\n":
+                record.write(b"\n")
+    return record
+
+
 class _Connection:
     """One client."""
 
@@ -173,7 +185,7 @@ class Sink:
         try:
             self._listener = socket.create_server((host, port), backlog=BACKLOG)
             if record is not None:
-                self._record = record.open("ab")
+                self._record = _open_record(record)
         except OSError as error:
             what = f"write {record}" if hasattr(self, "_listener") else f"listen on {host}:{port}"
             raise PostbackdError(f"the sink cannot {what}: {error.strerror}; choose another") from None

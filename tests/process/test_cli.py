@@ -320,6 +320,17 @@ def test_sink_shows_each_request_at_once_unless_quiet(tmp_path: Path, quiet: boo
     assert (len(lines), lines[-1]) == (2 if quiet else 4, "sink received 2 requests")
 
 
+def test_record_goes_on_behind_what_a_killed_sink_has_torn(tmp_path: Path) -> None:
+    """Its next line stood on the torn one: what was delivered first after a restart counted as lost."""
+    record = tmp_path / "received.jsonl"
+    record.write_bytes(b'{"time":1}\n{"time":2')
+    with running_sink(tmp_path) as sink:
+        assert http("GET", sink.url)[0] == 200
+    first, torn, answered = record.read_bytes().splitlines()
+    assert (json.loads(first), torn) == ({"time": 1}, b'{"time":2')
+    assert json.loads(answered)["status"] == 200
+
+
 def test_sink_on_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert_one_line(postbackd("sink", "--port", str(taken.getsockname()[1])), 1, "listen")
