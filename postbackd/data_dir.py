@@ -26,6 +26,7 @@ from postbackd.errors import BootError
 from postbackd.suggestion import with_setting
 
 LOCK_WAIT_S = 2.0  # children of a supervisor that was killed a moment ago need some milliseconds to die
+ORPHANS_WAIT_S = 20.0  # where the supervisor is gone: a child that is in an fsync dies when that has ended
 LOCK_RETRY_S = 0.02
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MACHINE_ID = Path("/etc/machine-id")
@@ -68,14 +69,15 @@ class DataDir:
     def _lock(self) -> None:
         pid_file = self.path / "postbackd.pid"
         self._lock_fd = os.open(pid_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline_s = time.monotonic() + LOCK_WAIT_S
+        began_s = time.monotonic()
         while True:
             try:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
+                holder = os.pread(self._lock_fd, 20, 0).decode(errors="replace").strip() or "unknown"
+                is_orphaned = holder.isdecimal() and not Path(f"/proc/{holder}").exists()
+                if time.monotonic() - began_s > (ORPHANS_WAIT_S if is_orphaned else LOCK_WAIT_S):
                     raise BootError(
                         f"data_dir {self.path.absolute()} is in use by another postbackd (pid {holder}): "
                         f"stop it or take another: {with_setting('data_dir=' + self.path.name + '2')}"

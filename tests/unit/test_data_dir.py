@@ -52,6 +52,22 @@ def test_lock_of_a_killed_daemon_is_free(tmp_path: Path) -> None:
     DataDir(tmp_path).open()
 
 
+def test_orphans_of_a_killed_supervisor_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was in an fsync kept the lock for longer than two seconds: the next start was refused."""
+    orphan = DataDir(tmp_path)
+    orphan.open()
+    (tmp_path / "postbackd.pid").write_text(f"{dead_pid()}\n")
+    monkeypatch.setattr(module, "LOCK_WAIT_S", 0)
+    monkeypatch.setattr(module.time, "sleep", lambda _s: os.close(orphan._lock_fd))  # its end
+    DataDir(tmp_path).open()
+
+
+def dead_pid() -> int:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
 def test_copy_from_another_machine_is_refused(tmp_path: Path, machine_id: Path) -> None:
     first = DataDir(tmp_path, machine_id)
     first.open()
