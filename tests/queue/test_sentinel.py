@@ -81,7 +81,7 @@ def test_every_part_follows_the_master(group: SentinelGroup) -> None:
 def test_server_that_says_it_is_no_master_is_not_used(group: SentinelGroup) -> None:
     route = fresh_route(group)
     replica = next(server for server in group.servers if server is not group.master())
-    route._known, route._known_s = Answer(0, Node("127.0.0.1", port_of(replica))), time.monotonic()
+    route._known, route._known_s = Answer(0, Node("127.0.0.1", port_of(replica))), time.monotonic() + 3600  # fresh
     with pytest.raises(QueueUnavailableError, match="says that it is a slave") as caught:
         route.open(0, 5)
     assert PASSWORD not in str(caught.value)
