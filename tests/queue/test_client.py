@@ -701,16 +701,15 @@ def test_no_id_is_given_again_when_the_next_server_is_behind(
 def test_successor_at_once_begins_after_what_the_file_may_be_wrong_by(
     server: redis.Redis, url: str, tmp_path: Path, wrong_by_ms: int
 ) -> None:
-    stepped_ms = 0
-    clock = Clock(wall_ms=lambda: time.time_ns() // 1_000_000 - stepped_ms)
+    stepped_ms, now_ms = 0, time.time_ns() // 1_000_000  # both clocks stand still: a ms that ticks between two looks
+    clock = Clock(monotonic_ms=lambda: 0, wall_ms=lambda: now_ms - stepped_ms)  # would make a step of 100 one of 101
     first = WorkerNumber(tmp_path, KEYS, clock)
     first.renew(Link(url, clock, Count()))
-    clock.sync(clock.now_ms())
     stepped_ms = wrong_by_ms  # of this machine's clock, too little for the file to be written again
     assert not first.is_due(monotonic_ms())
     given = first.generator().next_ids(500)
     os.close(first._file or 0)
-    after = Clock(wall_ms=lambda: time.time_ns() // 1_000_000 - stepped_ms)
+    after = Clock(monotonic_ms=lambda: 0, wall_ms=lambda: now_ms - stepped_ms)
     second = WorkerNumber(tmp_path, KEYS, after)
     second.renew(Link(f"redis://127.0.0.1:{free_port()}", after, Count()))
     ids = second.generator().next_ids(500)
