@@ -56,6 +56,7 @@ class Rollover:
         """Whether this index is done."""
         if index < self._count and self._successor is None:
             self._successor = self.pool.add(index, self._main, now_ms, is_trial=self._is_trial)
+            return False  # it may have beaten by now, but is not in processes.json before the next turn
         if index < self._count and not self.trial_is_up():
             return False
         if self._is_trial:

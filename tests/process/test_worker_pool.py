@@ -10,18 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from postbackd.backoff import QUICK_DEATH_MS, Backoff
 from postbackd.errors import BootError, ExitCode, LeaseLostError
+from postbackd.rollover import Rollover
 from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 from postbackd.worker_pool import (
     NODE_LENGTH,
     PAUSE_MS,
     STUCK_MS,
     Death,
+    Place,
     SlotContext,
     WorkerPool,
     node_name,
@@ -45,7 +48,7 @@ class Watched:
     """A pool with what the supervisor adds: reaping. Times are the test's."""
 
     def __init__(self, main: Callable[[SlotContext], int], count: int = 1, **options: object) -> None:
-        self.scoreboard = Scoreboard(count)
+        self.scoreboard = Scoreboard(len(options.get("rows", range(count))))  # type: ignore[arg-type]
         self.pool = WorkerPool("deliver", count, main, self.scoreboard, node="node", **options)  # type: ignore[arg-type]
 
     def reap(self, now_ms: int) -> Death:
@@ -234,6 +237,31 @@ def test_death_reads_well_in_the_log(watch: Watch, capfd: pytest.CaptureFixture[
     line = capfd.readouterr().err.splitlines()[-1]
     assert f'WARNING worker_died pid={os.getpid()} role=deliver slot=0 worker_pid={pid} how="killed by SIGKILL"' in line
     assert line.endswith(" lived_s=2.5 restart_in=0s")
+
+
+def test_successor_is_listed_before_anything_builds_on_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """processes.json is written as a turn begins: a supervisor slept between fork and look, and said `reload_done`."""
+    watched = watch(work_until_told, 1, rows=range(4))
+    pool, add = watched.pool, watched.pool.add
+
+    def add_and_sleep(*arguments: Any, **options: Any) -> Place | None:
+        place = add(*arguments, **options)
+        assert place
+        wait_until(lambda: pool.has_beaten(place), "the successor has beaten")
+        return place
+
+    monkeypatch.setattr(pool, "add", add_and_sleep)
+    pool.start(now_ms=0)
+    rollover = Rollover(pool, work_until_told, 2, drain_limit_ms=60_000)
+    rollover.turn(now_ms=0)
+    rollover.commit()
+    listed: list[int] = []
+    while not rollover.is_over():
+        listed = pool.pids()
+        rollover.turn(now_ms=0)
+        if rollover._leaving:
+            watched.reap(now_ms=0)
+    assert pool.pids() == listed and len(listed) == 2
 
 
 def test_worker_that_stops_beating_is_killed(watch: Watch) -> None:
