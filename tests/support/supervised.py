@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -67,7 +67,7 @@ class SmallDaemon:
     def pids(self, role: str) -> list[int]:
         rows = read_processes(self.data_dir)
         for row in rows:
-            if psutil.pid_exists(row["pid"]):
+            with suppress(psutil.NoSuchProcess):  # ended since, or just now
                 self.family.add(psutil.Process(row["pid"]))
         return [row["pid"] for row in rows if row["role"] == role]
 
