@@ -35,12 +35,14 @@ from postbackd.scoreboard import Cell, Scoreboard, monotonic_ms
 from postbackd.settings_loader import load
 from postbackd.worker_pool import Slot, SlotContext
 from tests.support.daemon import Sink, free_port, read_json_lines, running_sink
+from tests.support.gated_target import gated_target
 from tests.support.raw_server import raw_server, read_request
 from tests.support.servers import Server
 
 KEYS = Keys("pb")
 WORKER = "n.0.aaaa"
 BOUND_S = 60
+PATIENT = ("delivery.connect_timeout=60", "delivery.timeout=60")  # where a transfer ends when the test says so
 
 
 class Bench:
@@ -101,6 +103,11 @@ def bench(server: redis.Redis, url: str, tmp_path: Path) -> Iterator[Bench]:
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sink]:
     with running_sink(tmp_path_factory.mktemp("sink")) as started:
         yield started
+
+
+def server_seconds(bench: Bench) -> float:
+    seconds, micros = bench.server.time()
+    return int((seconds * 1_000_000 + micros) / 1000) / 1000  # whole ms, as the scripts count
 
 
 def test_delivered_postback_leaves_nothing_behind(bench: Bench, sink: Sink) -> None:
@@ -193,14 +200,14 @@ def test_missing_record_is_parked_ten_times_and_then_dead(bench: Bench, sink: Si
     endpoint = bench.endpoint(sink.url + "/f")
     bench.server.delete(KEYS.endpoint(endpoint.id))
     missed = trail_attempt(1, ErrorClass.ENDPOINT_MISSING)
+    before_s = server_seconds(bench)
     bench.enqueue(endpoint, {}, 1, missed * 9)
     last = bench.enqueue(endpoint, {}, 2, missed * 10)
     [line] = bench.run_until_settled(1)
     assert (line["id"], line["reason"]) == (last, "endpoint_missing")
     [(item, due_ms)] = bench.later()
     assert [code for _, code in decode_item(item).attempts] == [ErrorClass.ENDPOINT_MISSING] * 10
-    seconds, _ = bench.server.time()
-    assert 55 <= due_ms / 1000 - seconds <= 61
+    assert before_s + 60 <= due_ms / 1000 <= server_seconds(bench) + 60
 
 
 def test_endpoint_that_comes_back_is_found(bench: Bench, sink: Sink) -> None:
@@ -236,13 +243,13 @@ def test_endpoint_once_known_stays_known_though_the_server_forgets(tmp_path: Pat
 
 def test_retry_goes_to_later_with_its_attempt(bench: Bench) -> None:
     endpoint = bench.endpoint(f"http://127.0.0.1:{free_port()}/", retry={"schedule": [30]})
+    before_s = server_seconds(bench)
     bench.enqueue(endpoint, {})
     [line] = bench.run_until_settled(1)
     assert (line["outcome"], line["error"]) == ("retry", "connection_refused")
     [(item, due_ms)] = bench.later()
     assert [code for _, code in decode_item(item).attempts] == [ErrorClass.CONNECTION_REFUSED]
-    seconds, _ = bench.server.time()
-    assert 25 <= due_ms / 1000 - seconds <= 31
+    assert before_s + 30 <= due_ms / 1000 <= server_seconds(bench) + 30
 
 
 def test_name_without_an_address_is_a_dns_error_and_holds_up_nobody(bench: Bench, sink: Sink) -> None:
@@ -280,22 +287,29 @@ def test_binary_and_odd_values_stop_nobody(bench: Bench, sink: Sink) -> None:
     assert {line["error"] for line in lines if line["outcome"] == "dead"} == {"too_large"}
 
 
-def test_outcomes_wait_while_redis_is_away_and_are_settled_later(bench: Bench, tmp_path: Path) -> None:
-    with running_sink(tmp_path, "--latency", "0.3") as slow:
-        endpoint = bench.endpoint(slow.url + "/slow")
+def test_outcomes_wait_while_redis_is_away_and_are_settled_later(
+    server: redis.Redis, url: str, tmp_path: Path, sink: Sink
+) -> None:
+    bench = Bench(server, url, tmp_path, *PATIENT)
+    with gated_target() as target:
+        endpoint, answered = bench.endpoint(target.url + "/slow"), bench.endpoint(sink.url + "/answered")
         for number in range(20):
             bench.enqueue(endpoint, {}, number)
-        bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] >= 8, "some have answered, more are in flight")
+        bench.enqueue(answered, {}, 20)
+        cells = bench.context.cells
+        bench.run_until(lambda: cells[Cell.IN_FLIGHT] >= 4 and cells[Cell.DELIVERED], "one is answered, more in flight")
         bench.server.client_kill_filter(_type="normal", skipme=True)
-        lines = bench.run_until_settled(20)
-    assert [line["outcome"] for line in lines] == ["delivered"] * 20
-    assert bench.server.hget(KEYS.stats, "delivered") == b"20"
-    assert len(slow.received()) == 20
+        target.open()
+        lines = bench.run_until_settled(21)
+        assert target.received == 20
+    assert [line["outcome"] for line in lines] == ["delivered"] * 21
+    assert bench.server.hget(KEYS.stats, "delivered") == b"21"
 
 
-def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_path: Path) -> None:
-    with running_sink(tmp_path, "--latency", "0.3") as slow:
-        endpoint = bench.endpoint(slow.url + "/lost")
+def test_lost_lease_ends_the_worker_and_starts_nothing_more(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    bench = Bench(server, url, tmp_path, *PATIENT)
+    with gated_target() as target:
+        endpoint = bench.endpoint(target.url + "/lost")
         for number in range(40):  # 4 in flight, the rest in the lane
             bench.enqueue(endpoint, {}, number)
         bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
@@ -303,18 +317,21 @@ def test_lost_lease_ends_the_worker_and_starts_nothing_more(bench: Bench, tmp_pa
         assert bench.worker._shards[0].lease.reclaim(WORKER, "death") == 40
         with pytest.raises(LeaseLostError):
             bench.run_until(lambda: False, "the lease is lost")
+        target.open()
         bench.worker.drain(monotonic_ms() + 30_000, lambda: None, lambda: False)
-        assert len(slow.received()) == 4
+        assert target.received == 4
     assert len(bench.log()) == 4, "what was under way has ended and is logged"
     assert bench.server.llen(KEYS.ready) == 40, "and all of it is given out again"
 
 
-def test_drain_gives_back_what_was_not_started(bench: Bench, tmp_path: Path) -> None:
-    with running_sink(tmp_path, "--latency", "0.2") as slow:
-        endpoint = bench.endpoint(slow.url + "/drain")
+def test_drain_gives_back_what_was_not_started(server: redis.Redis, url: str, tmp_path: Path) -> None:
+    bench = Bench(server, url, tmp_path, *PATIENT)
+    with gated_target() as target:
+        endpoint = bench.endpoint(target.url + "/drain")
         for number in range(50):
             bench.enqueue(endpoint, {}, number)
         bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the host's first limit is in flight")
+        target.open()
         bench.worker.drain(monotonic_ms() + 30_000, lambda: None, lambda: False)
     assert len(bench.log()) == 4
     back = bench.server.lrange(KEYS.ready, 0, -1)
@@ -334,8 +351,11 @@ def test_noted_death_is_reclaimed_in_a_turn(bench: Bench, sink: Sink) -> None:
     assert bench.context.cells[Cell.RECLAIMED] == 1
 
 
-def test_flood_for_one_host_is_parked_and_another_host_is_served(bench: Bench, sink: Sink, tmp_path: Path) -> None:
-    with running_sink(tmp_path, "--latency", "30") as dead:
+def test_flood_for_one_host_is_parked_and_another_host_is_served(
+    server: redis.Redis, url: str, tmp_path: Path, sink: Sink
+) -> None:
+    bench = Bench(server, url, tmp_path, *PATIENT)
+    with gated_target() as dead:
         flood, healthy = bench.endpoint(dead.url + "/"), bench.endpoint(sink.url + "/healthy")
         for number in range(2000):
             bench.enqueue(flood, {}, number)
@@ -354,7 +374,7 @@ def test_failing_host_is_left_alone_and_costs_no_attempts(
     bench: Bench, sink: Sink, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its breaker opens; what waits for it is parked as it was, and another host is served."""
-    dead = bench.endpoint(f"http://127.0.0.1:{free_port()}/")
+    dead = bench.endpoint(f"http://127.0.0.1:{free_port()}/", retry={"schedule": [3600]})
     for number in range(100):
         bench.enqueue(dead, {}, number)
     bench.run_until(lambda: "breaker_opened" in capsys.readouterr().err, "the breaker opens")
@@ -394,17 +414,18 @@ def test_1500_slow_transfers_are_in_flight_in_one_worker(server: redis.Redis, ur
         pytest.fail(f"this machine allows {hard} descriptors: the test needs 8192 (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (8192, hard))
     try:
-        with running_sink(tmp_path / "slow", "--latency", "8") as slow:
-            bench = Bench(server, url, tmp_path, "delivery.in_flight=1500", "delivery.per_host=1500")
-            endpoint = bench.endpoint(slow.url + "/slow", timeout=60)
+        with gated_target() as slow:
+            bench = Bench(server, url, tmp_path, "delivery.in_flight=1500", "delivery.per_host=1500", *PATIENT)
+            endpoint = bench.endpoint(slow.url + "/slow")
             for number in range(1500):
                 bench.enqueue(endpoint, {}, number % 1024 | (number // 1024) << 10)
             bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 4, "the first ones are")
             lane = bench.worker._lanes.get(slow.url.removeprefix("http://"))
             assert lane is not None
-            lane.flow._set(1500.0)  # as if it had grown: nine rounds of 8 s
+            lane.flow._set(1500.0)  # as if it had grown: nine rounds
             lane.limit = lane.flow.value
-            bench.run_until(lambda: bench.context.cells[Cell.IN_FLIGHT] == 1500, "all are in flight at once")
+            bench.run_until(lambda: slow.received == 1500, "all are in flight at once")
+            slow.open()
             lines = bench.run_until_settled(1500)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -415,7 +436,7 @@ def test_1500_slow_transfers_are_in_flight_in_one_worker(server: redis.Redis, ur
 def test_parked_postbacks_are_called_back_when_their_host_is(bench: Bench, tmp_path: Path) -> None:
     """A probe says so; what was parked behind the breaker, half a minute and more ahead, does not wait for its time."""
     port = free_port()
-    endpoint = bench.endpoint(f"http://127.0.0.1:{port}/")
+    endpoint = bench.endpoint(f"http://127.0.0.1:{port}/", retry={"schedule": [3600]})  # what was tried stays away
     for number in range(300):
         bench.enqueue(endpoint, {}, number)
     bench.run_until(
