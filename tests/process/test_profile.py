@@ -67,7 +67,8 @@ def test_every_process_is_listed_with_its_figures(daemon: Daemon) -> None:
     wait_until(cpu_is_known, "CPU was looked at twice")
     rows = get(daemon, "/profile")[1]["processes"]
     assert sorted(row["role"] for row in rows) == ["admin", "deliver", "ingest", "ingest", "queue", "supervisor"]
-    assert {row["pid"] for row in rows} == {process.pid for process in daemon.family()}
+    pids = {row["pid"] for row in rows}
+    wait_until(lambda: pids == {process.pid for process in daemon.family()}, "nothing but these runs")
     for row in rows:
         assert set(row) == {
             *("role", "pid", "slot", "cpu_percent", "rss_bytes", "uss_bytes", "fds", "threads", "connections"),
@@ -82,7 +83,6 @@ def test_every_process_is_listed_with_its_figures(daemon: Daemon) -> None:
 def test_stacks_of_a_worker_at_work(daemon: Daemon, worker: str, frame: str) -> None:
     status, asked = get(daemon, f"/profile/cpu?worker={worker}&seconds=1.5")
     assert (status, asked["status"]) == (202, "running")
-    assert get(daemon, f"/profile/cpu?worker={worker}&seconds=1")[0] == 409
     wait_until(lambda: get(daemon, asked["result"])[0] == 200, "the profile is there")
     lines = str(get(daemon, asked["result"])[1]).splitlines()
     stacks = dict(line.rsplit(" ", 1) for line in lines)
@@ -95,6 +95,12 @@ def test_stacks_of_a_worker_at_work(daemon: Daemon, worker: str, frame: str) -> 
         assert len(profile["samples"]) == len(profile["weights"]) == len(stacks)
         assert all(0 <= index < frames for sample in profile["samples"] for index in sample)
         assert sum(profile["weights"]) == profile["endValue"]
+
+
+def test_worker_that_is_sampled_is_not_sampled_twice(daemon: Daemon) -> None:
+    assert get(daemon, "/profile/cpu?worker=ingest.1&seconds=60")[0] == 202
+    status, answer = get(daemon, "/profile/cpu?worker=ingest.1&seconds=0.1")
+    assert (status, answer["error"]["code"]) == (409, "profile_running")
 
 
 def test_second_profile_is_another_one_and_the_worker_goes_on(daemon: Daemon) -> None:

@@ -194,6 +194,11 @@ class Terminal:
         os.close(self.slave)
 
 
+def widest(text: str) -> int:
+    """Of the lines of the last whole frame in it."""
+    return max(len(line) for line in text.rpartition("q quit")[0].rpartition("postbackd ")[2].splitlines())
+
+
 def test_top_lives_in_a_terminal(busy: tuple[Daemon, str, str]) -> None:
     daemon, _, _ = busy
     terminal = Terminal("top", "--interval", "0.5", *settings_of(daemon), columns=160, rows=40)
@@ -204,8 +209,7 @@ def test_top_lives_in_a_terminal(busy: tuple[Daemon, str, str]) -> None:
         terminal.press("s")
         terminal.wait_for("sort: rate")
         terminal.resize(70, 30)
-        frame = terminal.wait_for("q quit").rpartition("postbackd ")[2]
-        assert max(len(line) for line in frame.splitlines()) <= 70, frame
+        wait_until(lambda: widest(terminal.wait_for("q quit")) <= 70, "a frame drawn after it is as narrow")
         assert terminal.end("q") == 0
         assert termios.tcgetattr(terminal.slave) == terminal.before, "the terminal is as it was"
     finally:
