@@ -35,6 +35,7 @@ from postbackd.scoreboard import Phase, Scoreboard, monotonic_ms
 from postbackd.server.listener import open_admin, open_listener
 from postbackd.settings import Settings
 from postbackd.start_message import start_message
+from postbackd.start_signals import StartSignals
 from postbackd.worker_pool import SlotContext, WorkerPool, node_name
 
 LONGEST_WAIT_MS = 1_000  # a turn a second: heartbeats, back-off, deadlines
@@ -104,11 +105,11 @@ class Supervisor:
     def run(self) -> int:
         oplog.configure(self._settings.log.format, self._settings.log.level)
         oplog.share_changes()
-        # Until the loop runs there is no request and no worker: a signal just ends the start.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the configuration was read a moment ago
+        start_signals = StartSignals()
         try:
             self._boot()
+            if start_signals.came:
+                self.handle_stop(start_signals.came)
             while not self._is_over:
                 self._act_on_signals()
                 self._reap()

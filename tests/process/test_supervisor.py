@@ -83,6 +83,15 @@ def test_signal_right_after_the_start_ends_it_cleanly(start) -> None:
     assert "Traceback" not in daemon.errors.read_text()
 
 
+def test_signal_in_a_finalizer_during_the_start_is_not_lost(start, tmp_path: Path) -> None:
+    """Each import ends with a callback of a weak reference; a SIGTERM that came there left the daemon running."""
+    (tmp_path / "stop_in_finalizer").touch()
+    daemon = start(EXTERNAL)
+    assert daemon.process.wait(BOUND_S) == 0
+    assert "Exception ignored" in daemon.errors.read_text() and len(daemon.logged("drain_started")) == 1
+    assert [event for event in daemon.events() if event.endswith("ends")], "as at any other stop"
+
+
 def test_killed_delivery_worker_is_replaced_and_its_lease_is_told_of(start) -> None:
     daemon = start(EXTERNAL).wait_until_ready()
     killed, other = daemon.pids("deliver")

@@ -5,6 +5,7 @@ Run as `python -m tests.support.small_daemon FOLDER ROLES section.key=value…`.
 
 Each thing a worker does is a line of FOLDER/events: `ingest 0 begins`, `deliver 1 told`, `deliver 1 ends` and so on.
 A file in FOLDER named after a behaviour (`ignore_term`, `fail_boot`) asks the workers that start from then on for it.
+`stop_in_finalizer` sends the supervisor a SIGTERM as it starts.
 FOLDER/postbackd.toml is the configuration file, where there is one; delivery workers note its delivery.per_host.
 """
 
@@ -95,6 +96,20 @@ def admin(context: SlotContext, settings: Settings, listener: socket.socket, _ur
     return ingest(context, settings, listener, "")
 
 
+class Daemon(Supervisor):
+    """With a signal, where it is asked for, that comes while a finalizer runs: Python drops what is raised there."""
+
+    def _make_pools(self, url: str) -> None:
+        if (FOLDER / "stop_in_finalizer").exists():
+            SignalInFinalizer()
+        super()._make_pools(url)
+
+
+class SignalInFinalizer:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def read_settings() -> Settings:
     config = FOLDER / "postbackd.toml"
     return load(str(config) if config.exists() else None, {}, sys.argv[3:])
@@ -103,7 +118,7 @@ def read_settings() -> Settings:
 def main() -> int:
     try:
         roles = frozenset(sys.argv[2].split(","))
-        return Supervisor(read_settings(), roles, Mains(ingest, deliver, admin), read_settings).run()
+        return Daemon(read_settings(), roles, Mains(ingest, deliver, admin), read_settings).run()
     except PostbackdError as error:
         print(f"postbackd: {error}", file=sys.stderr)
         return error.exit_code
