@@ -37,6 +37,12 @@ def wait_for_lines(daemon: Daemon, ids: list[str]) -> None:
     assert logged == Counter(ids)
 
 
+def begins_in(log: Path, shown: Path) -> bool:
+    """Whether the first line of the log was shown."""
+    first, newline, _ = log.read_bytes().partition(b"\n")
+    return bool(newline) and first in shown.read_bytes()
+
+
 def rotate(config: Path) -> None:
     program = need("logrotate", "logrotate")
     command = [program, "--force", "--state", str(config.with_suffix(".state")), str(config)]
@@ -72,7 +78,9 @@ def test_logrotate_loses_no_line_and_tail_shows_each(tmp_path: Path) -> None:
                 was = daemon.log_path.stat().st_ino
                 rotate(config)
                 wait_until(lambda was=was: daemon.log_path.exists() and daemon.log_path.stat().st_ino != was, "anew")
-                time.sleep(1.1)  # names go by the second, as logrotate's dates do
+                rotated_s = int(time.time())  # names go by the second, as logrotate's dates do
+                wait_until(lambda before=rotated_s: time.time() >= before + 1, "another name")
+                wait_until(lambda: begins_in(daemon.log_path, shown), "tail follows: of two renames it may miss one")
             ids = load.stop()
             wait_for_lines(daemon, ids)
             names = [path.name for path in daemon.folder.glob("deliveries.jsonl*")]
