@@ -36,7 +36,7 @@ from postbackd.group_commit import GroupCommit
 from postbackd.host_board import HostBoard
 from postbackd.ingest import IngestDoor, create_app
 from postbackd.limits import worker_count
-from postbackd.queue.check import refuse_evicting, refuse_unfit
+from postbackd.queue.check import MEND_AWAY, refuse_evicting, refuse_unfit
 from postbackd.queue.dead_keeper import DeadKeeper
 from postbackd.queue.durability import Durability
 from postbackd.queue.enqueuer import Enqueuer
@@ -102,21 +102,32 @@ def _look_at_queue(
     try:
         wait_s = SHORT_QUEUE_WAIT_S if was_right_once else QUEUE_WAIT_S
         found = refuse_unfit(url, wait_s, lambda: None, settings.queue.shards)
+        _prove_each(url, settings.queue.shards, prove)
     except QueueAwayError as error:
         if not was_right_once:
             raise
         if context.index == 0:
             oplog.error("redis_away", error=str(error), hint="started all the same; requests are spooled until then")
         return
-    try:
-        for shard in range(settings.queue.shards):
-            with contextlib.closing(route_to(url).open(shard, REPLY_TIMEOUT_S)) as wire:
-                prove(wire)
-    except QueueUnavailableError as error:
-        raise BootError(str(error)) from None
     for finding in found:
         if context.index == 0:
             oplog.warning("queue_server", finding=finding.text)
+
+
+def _prove_each(url: str, shards: int, prove: Callable[[Wire], None]) -> None:
+    """Raise BootError for a server that answers and must not be used, QueueAwayError for one that has gone away since
+    it was looked at: that ended a daemon whose worker was started at such a moment."""
+    for shard in range(shards):
+        try:
+            with contextlib.closing(route_to(url).open(shard, REPLY_TIMEOUT_S)) as wire:
+                try:
+                    prove(wire)
+                except QueueUnavailableError as error:
+                    if wire.is_open:
+                        raise BootError(str(error)) from None
+                    raise
+        except QueueUnavailableError as error:
+            raise QueueAwayError(f"queue: {error} {MEND_AWAY}") from None
 
 
 def ingest_main(context: SlotContext, settings: Settings, listener: socket.socket, url: str) -> int:
