@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Ports for what tests and benches start: each given once, to whoever asks on this machine.
+"""Ports for what tests and benches start: each given once to whoever asks of this installation.
 
 A port that the kernel calls free is free at that moment alone: another test, or the source port of somebody's
 connection, may have it before our server has started, or while it is away between a kill and its restart. Those here
-lie below the ports that the kernel gives out, and a counter in a file that all processes share goes through them.
+lie below the ports that the kernel gives out, and a counter in a file of .venv, which all processes share, goes through
+them from a random one: two checkouts hardly meet.
 """
 
 import fcntl
 import os
+import random
 import socket
-import tempfile
+import sys
 from pathlib import Path
 
 COUNT = 12_000  # as many as are given out before one comes again
@@ -20,11 +22,11 @@ WIDTH = 5
 def free_port() -> int:
     """A TCP port of loopback that nothing listens on, and that nobody else is given for long."""
     first, last = _range()
-    file = os.open(Path(tempfile.gettempdir()) / f"postbackd-ports.{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.open(Path(sys.prefix) / "last-port", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         text = os.pread(file, WIDTH, 0)
-        port = int(text) if text.isdigit() else last
+        port = int(text) if text.isdigit() else random.randint(first, last)
         for _ in range(first, last + 1):
             port = port + 1 if first <= port < last else first
             if _is_free(port):
