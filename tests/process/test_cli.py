@@ -339,6 +339,6 @@ def test_sink_on_a_taken_port_is_one_line() -> None:
 def test_demo_shows_the_sample() -> None:
     import sys
 
-    ended = subprocess.run([sys.executable, "-m", "postbackd.tools.demo"], capture_output=True, text=True, timeout=100)
+    ended = subprocess.run([sys.executable, "-m", "postbackd.tools.demo"], capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
     assert "/data?key=Phyllobates&value=Terribilis&foo=" in ended.stdout
