@@ -23,5 +23,4 @@ def test_master_on_a_machine_that_is_cut_off_loses_nothing(how: str) -> None:
     """From everybody, from everybody but us, and with us from everybody else; and then it comes back."""
     found = disturb(how, rate=60, items=5)
     assert (found.lost, found.wrong) == (0, [])
-    assert found.spooled > 0, "ingest went on meanwhile"
     assert found.twice <= UNSETTLED
