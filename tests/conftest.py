@@ -7,7 +7,7 @@ import pytest
 pytest.register_assert_rewrite("tests.system.init_script")
 
 from postbackd import oplog  # noqa: E402
-from tests.support.servers import server, url  # noqa: E402, F401 (fixtures)
+from tests.support.servers import own_server, server, url  # noqa: E402, F401 (fixtures)
 
 # A busy machine is no fault of the code: hypothesis fails an example that takes longer than 0.2 s.
 hypothesis.settings.register_profile("postbackd", deadline=None)

@@ -34,16 +34,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture
-def queue() -> Iterator[Server]:
-    """A queue server of the test's own."""
-    server = Server()
-    try:
-        yield server
-    finally:
-        server.destroy()
-
-
 def get(daemon: Daemon, path: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     return ask("GET", f"{daemon.admin_url}{path}", headers=headers)
 
@@ -129,8 +119,8 @@ def test_errors_are_json(daemon: Daemon) -> None:
     assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
 
 
-def test_two_daemons_on_one_queue_see_each_other(tmp_path: Path, queue: Server) -> None:
-    settings = [f"queue.url={queue.url}"]
+def test_two_daemons_on_one_queue_see_each_other(tmp_path: Path, own_server: Server) -> None:
+    settings = [f"queue.url={own_server.url}"]
     with running_daemon(tmp_path / "a", settings) as first:
         with running_daemon(tmp_path / "b", settings) as second:
             for daemon in (first, second):
@@ -139,10 +129,10 @@ def test_two_daemons_on_one_queue_see_each_other(tmp_path: Path, queue: Server) 
         wait_until(lambda: len(first.stats()["cluster"]) == 1, "the one that stopped is gone")
 
 
-def test_queue_that_stands_still_makes_nothing_hang(tmp_path: Path, queue: Server) -> None:
-    with running_daemon(tmp_path, [f"queue.url={queue.url}"]) as daemon:
+def test_queue_that_stands_still_makes_nothing_hang(tmp_path: Path, own_server: Server) -> None:
+    with running_daemon(tmp_path, [f"queue.url={own_server.url}"]) as daemon:
         wait_until(lambda: daemon.stats()["queue"]["reachable"], "the queue is seen")
-        os.kill(queue.process.pid, signal.SIGSTOP)
+        os.kill(own_server.process.pid, signal.SIGSTOP)
         try:
             wait_until(lambda: not daemon.stats()["queue"]["reachable"], "the queue is missed")
             stats = daemon.stats()
@@ -151,7 +141,7 @@ def test_queue_that_stands_still_makes_nothing_hang(tmp_path: Path, queue: Serve
             assert status == 503 and any(reason.startswith("queue: ") for reason in ready["reasons"])
             assert get(daemon, "/health")[0] == 200
         finally:
-            os.kill(queue.process.pid, signal.SIGCONT)
+            os.kill(own_server.process.pid, signal.SIGCONT)
         wait_until(lambda: get(daemon, "/ready")[0] == 200, "the queue is back")
 
 

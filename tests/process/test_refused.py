@@ -4,7 +4,6 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from tests.support.servers import Server
 
 REQUEST = {"endpoint": {"method": "GET", "url": "http://127.0.0.1:9/?k={k}"}, "data": [{"k": 1}]}
 LATER = {**REQUEST, "delay": 3600}
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A queue server of the test's own."""
-    server = Server()
-    try:
-        yield server
-    finally:
-        server.destroy()
 
 
 def status(daemon: Daemon) -> subprocess.CompletedProcess[str]:
@@ -50,11 +39,11 @@ def said(daemon: Daemon, event: str) -> list[str]:
     return [line for line in daemon.output.read_text().splitlines() if f" {event} " in line]
 
 
-def test_redis_at_maxmemory_is_told_as_an_outage(tmp_path: Path, server: Server) -> None:
-    with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
+def test_redis_at_maxmemory_is_told_as_an_outage(tmp_path: Path, own_server: Server) -> None:
+    with running_daemon(tmp_path, [f"queue.url={own_server.url}"]) as daemon:
         assert daemon.post(LATER)[0] == 202
         wait_until(lambda: daemon.stats()["ready"], "it is ready")
-        server.client.config_set("maxmemory", int(server.client.info("memory")["used_memory"] * 0.9))
+        own_server.client.config_set("maxmemory", int(own_server.client.info("memory")["used_memory"] * 0.9))
         wait_until(lambda: not daemon.stats()["ready"], "known before anybody is refused")
         refused, text = 0, ""
 
@@ -79,24 +68,24 @@ def test_redis_at_maxmemory_is_told_as_an_outage(tmp_path: Path, server: Server)
         assert "WARNING" in line and "code=queue_full" in line and "maxmemory" in line
         assert not said(daemon, "look_failed")
 
-        server.client.config_set("maxmemory", 0)
+        own_server.client.config_set("maxmemory", 0)
         wait_until(lambda: daemon.post(LATER)[0] == 202, "it takes again")
         wait_until(lambda: status(daemon).returncode == 0, "ready again, though the minute is not over")
         wait_until(lambda: daemon.post(LATER)[0] == 202 and said(daemon, "ingest_takes_again"), "the end is said")
 
 
-def test_full_disk_without_redis_is_told_as_an_outage(tmp_path: Path, server: Server) -> None:
+def test_full_disk_without_redis_is_told_as_an_outage(tmp_path: Path, own_server: Server) -> None:
     disk = tmp_path / "var"  # what Daemon takes for its data_dir
     disk.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", disk]).returncode:
         pytest.skip("a small file system needs root")
     try:
-        with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
-            wait_until(lambda: len(list((disk / "numbers").glob("*.num"))) == 2, "each ingest process can make ids")
+        with running_daemon(tmp_path, [f"queue.url={own_server.url}"]) as daemon:
+            assert daemon.post(LATER)[0] == 202
             with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):
                 while filler.write(bytes(65536)):
                     pass
-            server.kill()
+            own_server.kill()
             wait_until(lambda: daemon.post(LATER)[0] == 503, "nothing is taken")
             refuse(daemon, "spool_full")
             wait_until(lambda: "spool:" in str(daemon.stats()["reasons"]), "the disk is looked at")
@@ -106,6 +95,6 @@ def test_full_disk_without_redis_is_told_as_an_outage(tmp_path: Path, server: Se
             assert "DISK FULL" in text and "spool_full answered 5xx in the last minute" in text
             lines = [line for line in said(daemon, "ingest_refuses") if "code=spool_full" in line]
             assert len(lines) == 1 and "is full: make room there" in lines[0]
-            server.start()
+            own_server.start()
     finally:
         subprocess.run(["umount", disk], check=True)

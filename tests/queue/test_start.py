@@ -20,23 +20,19 @@ def look(url: str, data_dir: Path, prove: Any) -> None:
     _look_at_queue(SimpleNamespace(index=1), settings, url, prove)  # type: ignore[arg-type]
 
 
-def test_server_that_goes_away_between_the_looks_is_away_and_not_unfit(tmp_path: Path) -> None:
+def test_server_that_goes_away_between_the_looks_is_away_and_not_unfit(own_server: Server, tmp_path: Path) -> None:
     """A worker that was started at such a moment ended its daemon."""
-    server = Server()
 
     def die(wire: Wire) -> None:
-        server.kill()
+        own_server.kill()
         wire.call("PING")
 
-    try:
-        with pytest.raises(QueueAwayError):
-            look(server.url, tmp_path, die)
-        server.start()
-        (tmp_path / "numbers").mkdir()
-        (tmp_path / "numbers" / "1.num").touch()  # as a data_dir that has been used
-        look(server.url, tmp_path, die)
-    finally:
-        server.destroy()
+    with pytest.raises(QueueAwayError):
+        look(own_server.url, tmp_path, die)
+    own_server.start()
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "1.num").touch()  # as a data_dir that has been used
+    look(own_server.url, tmp_path, die)
 
 
 def test_server_that_answers_and_is_unfit_ends_the_start(server: redis.Redis, url: str, tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ class Daemon:
             return False
         if "ingest" not in self.roles:
             return True
+        # Each ingest process, not only the one that answers: without a number it could not go on when Redis is killed.
+        if len(list((self.data_dir / "numbers").glob("*.num"))) < len(self.children("ingest")):
+            return False
         try:
             return http("GET", f"{self.url}/ready")[0] == 200
         except OSError:

@@ -82,6 +82,16 @@ def running_server(*options: str) -> Iterator[tuple[redis.Redis, str]]:
         server.destroy()
 
 
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server of the test's own, which it may kill."""
+    server = Server()
+    try:
+        yield server
+    finally:
+        server.destroy()
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[redis.Redis]:
     """A client of a server that lives as long as the test module."""
