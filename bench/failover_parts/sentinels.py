@@ -78,13 +78,7 @@ def port_of(server: Server) -> int:
 class SentinelGroup:
     """The servers and their sentinels."""
 
-    def __init__(
-        self,
-        replicas: int,
-        *,
-        net: Network | None = None,
-        tls: Tls | None = None,
-    ) -> None:
+    def __init__(self, replicas: int, *, net: Network | None = None, tls: Tls | None = None) -> None:
         """On a network each machine has a server, and the first three a sentinel beside it."""
         self.folder = Path(tempfile.mkdtemp(prefix="pbgroup"))
         self.net = net

@@ -164,6 +164,7 @@ class WorkerNumber:
             return False
         self._file, self._kept, self._is_inherited = descriptor, kept, True
         self._clock.assume_ahead(kept.ahead_ms)  # or our first ids could be the predecessor's last ones
+        # Twice: what the file may be wrong by, and what a clock moves until that is noticed.
         self._given_ms = self._clock.machine_ms() + kept.ahead_ms + 2 * LEAD_MS
         return True
 
