@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 
 from postbackd.errors import BootError
 from postbackd.server.listener import bind
 from tests.support.daemon import wait_until
+from tests.support.door_server import has_accepted
 
 BOUND_S = 60
 REPOSITORY = Path(__file__).parents[2]
@@ -198,20 +198,13 @@ def test_request_that_is_still_arriving_is_answered_after_sigterm(start: Start) 
     server.get()
     with socket.create_connection(("127.0.0.1", server.port), BOUND_S) as slow:
         slow.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n")
-        wait_until(lambda: has_accepted(server, slow), "it is the server's")
+        wait_until(lambda: has_accepted(server.processes[0].pid, slow), "it is the server's")
         server.terminate()
         wait_until(lambda: _is_refused_or_unanswered(server), "it accepts no more")
         for _ in range(20):
             slow.sendall(b"x")
         assert slow.recv(1000).endswith(b"x" * 20)
     assert server.wait()[0][:2] == (0, "served\n")
-
-
-def has_accepted(server: Server, client: socket.socket) -> bool:
-    """Whether the connection is the process' and not the listening socket's, with which it would end."""
-    ours = client.getsockname()[1]
-    theirs = psutil.Process(server.processes[0].pid).net_connections("tcp")
-    return any(one.raddr and one.raddr.port == ours for one in theirs)
 
 
 def _is_refused_or_unanswered(server: Server) -> bool:
@@ -232,7 +225,7 @@ def test_sender_that_never_finishes_does_not_outlast_the_drain(start: Start) -> 
     server.get()
     with socket.create_connection(("127.0.0.1", server.port), BOUND_S) as stuck:
         stuck.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\nx")
-        wait_until(lambda: has_accepted(server, stuck), "it is the server's")
+        wait_until(lambda: has_accepted(server.processes[0].pid, stuck), "it is the server's")
         server.terminate()
         assert server.wait()[0][:2] == (0, "served\n")
         assert _read_to_end(stuck) == b""

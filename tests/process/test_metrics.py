@@ -140,14 +140,11 @@ def test_docs_list_every_metric_and_no_other(daemon: Daemon) -> None:
     assert sorted(listed) == sorted(told)
 
 
-def test_queue_that_is_away_has_no_depth(tmp_path: Path) -> None:
-    server = Server()  # the daemon's own would be there again before the next look
-    try:
-        with running_daemon(tmp_path, [f"queue.url={server.url}"]) as daemon:
-            wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 1, "the queue is seen")
-            assert "postbackd_queue_depth{" in scrape(daemon)
-            server.kill()
-            wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 0, "the queue is missed")
-            assert "postbackd_queue_depth{" not in scrape(daemon)
-    finally:
-        server.destroy()
+def test_queue_that_is_away_has_no_depth(tmp_path: Path, own_server: Server) -> None:
+    """Not the daemon's own server: that would be there again before the next look."""
+    with running_daemon(tmp_path, [f"queue.url={own_server.url}"]) as daemon:
+        wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 1, "the queue is seen")
+        assert "postbackd_queue_depth{" in scrape(daemon)
+        own_server.kill()
+        wait_until(lambda: value(scrape(daemon), "postbackd_queue_up") == 0, "the queue is missed")
+        assert "postbackd_queue_depth{" not in scrape(daemon)

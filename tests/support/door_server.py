@@ -54,6 +54,12 @@ listener.serve(socket.socket(fileno=fd), app, lambda: None, 5.0, beat=lambda: No
 """
 
 
+def has_accepted(pid: int, client: socket.socket) -> bool:
+    """Whether the connection is this process' and not the listening socket's, with which it would end."""
+    ours = client.getsockname()[1]
+    return any(one.raddr and one.raddr.port == ours for one in psutil.Process(pid).net_connections("tcp"))
+
+
 class DoorServer:
     """One process that serves, with limits of the test's choice."""
 
@@ -89,9 +95,7 @@ class DoorServer:
 
     def has(self, client: socket.socket) -> bool:
         """Whether the process has accepted this connection and not closed it."""
-        ours = client.getsockname()[1]
-        theirs = psutil.Process(self.process.pid).net_connections("tcp")
-        return any(one.raddr and one.raddr.port == ours for one in theirs)
+        return has_accepted(self.process.pid, client)
 
     def handled(self) -> list[str]:
         return self.handled_path.read_text().splitlines() if self.handled_path.exists() else []
